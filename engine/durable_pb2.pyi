@@ -1,8 +1,11 @@
+import datetime
+
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -50,7 +53,7 @@ class ExecutionState(_message.Message):
     journal_truncated: bool
     waiting_on: _containers.RepeatedCompositeFieldContainer[Wait]
     run: Run
-    def __init__(self, invocation_id: _Optional[str] = ..., handler: _Optional[str] = ..., status: _Optional[str] = ..., input: _Optional[bytes] = ..., input_type: _Optional[str] = ..., result: _Optional[bytes] = ..., result_type: _Optional[str] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., attempts: _Optional[int] = ..., created_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., started_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., updated_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., completed_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., due_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., partition_key: _Optional[str] = ..., parent_id: _Optional[str] = ..., priority: _Optional[int] = ..., journal: _Optional[_Iterable[_Union[JournalEntry, _Mapping]]] = ..., journal_truncated: bool = ..., waiting_on: _Optional[_Iterable[_Union[Wait, _Mapping]]] = ..., run: _Optional[_Union[Run, _Mapping]] = ...) -> None: ...
+    def __init__(self, invocation_id: _Optional[str] = ..., handler: _Optional[str] = ..., status: _Optional[str] = ..., input: _Optional[bytes] = ..., input_type: _Optional[str] = ..., result: _Optional[bytes] = ..., result_type: _Optional[str] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., attempts: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., updated_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., completed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., due_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., partition_key: _Optional[str] = ..., parent_id: _Optional[str] = ..., priority: _Optional[int] = ..., journal: _Optional[_Iterable[_Union[JournalEntry, _Mapping]]] = ..., journal_truncated: bool = ..., waiting_on: _Optional[_Iterable[_Union[Wait, _Mapping]]] = ..., run: _Optional[_Union[Run, _Mapping]] = ...) -> None: ...
 
 class Error(_message.Message):
     __slots__ = ("type", "message", "code", "traceback", "step", "name", "attempts", "details")
@@ -100,7 +103,7 @@ class JournalEntry(_message.Message):
     attempt_count: int
     elided: bool
     sequence: int
-    def __init__(self, step_number: _Optional[int] = ..., step_type: _Optional[str] = ..., request: _Optional[bytes] = ..., response: _Optional[bytes] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., request_type: _Optional[str] = ..., response_type: _Optional[str] = ..., started_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., completed_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., attempts: _Optional[_Iterable[_Union[Attempt, _Mapping]]] = ..., attempt_count: _Optional[int] = ..., elided: bool = ..., sequence: _Optional[int] = ...) -> None: ...
+    def __init__(self, step_number: _Optional[int] = ..., step_type: _Optional[str] = ..., request: _Optional[bytes] = ..., response: _Optional[bytes] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., request_type: _Optional[str] = ..., response_type: _Optional[str] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., completed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., attempts: _Optional[_Iterable[_Union[Attempt, _Mapping]]] = ..., attempt_count: _Optional[int] = ..., elided: bool = ..., sequence: _Optional[int] = ...) -> None: ...
 
 class Attempt(_message.Message):
     __slots__ = ("number", "started_at", "completed_at", "error")
@@ -112,7 +115,7 @@ class Attempt(_message.Message):
     started_at: _timestamp_pb2.Timestamp
     completed_at: _timestamp_pb2.Timestamp
     error: Error
-    def __init__(self, number: _Optional[int] = ..., started_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., completed_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
+    def __init__(self, number: _Optional[int] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., completed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
 class Wait(_message.Message):
     __slots__ = ("kind", "name", "since", "due_at", "reason", "step")
@@ -128,7 +131,7 @@ class Wait(_message.Message):
     due_at: _timestamp_pb2.Timestamp
     reason: str
     step: int
-    def __init__(self, kind: _Optional[str] = ..., name: _Optional[str] = ..., since: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., due_at: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., reason: _Optional[str] = ..., step: _Optional[int] = ...) -> None: ...
+    def __init__(self, kind: _Optional[str] = ..., name: _Optional[str] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., due_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., reason: _Optional[str] = ..., step: _Optional[int] = ...) -> None: ...
 
 class Run(_message.Message):
     __slots__ = ("incarnation", "number", "owner", "contested", "strikes", "claim_seq", "seen_seq", "tail_seq", "end_seq", "command_seq", "input_digest")
