@@ -1,0 +1,1 @@
+"""The reference services' protocol files, and the code that `make generate` makes of them."""
