@@ -1,0 +1,1 @@
+"""Reference services for `mesh serve`: plain grpcio servicers, one module a service."""
