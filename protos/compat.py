@@ -56,9 +56,7 @@ def combinations() -> list[list[str]]:
 
 def modules() -> list[str]:
     """Return the import names of all generated modules."""
-    found = [
-        p for folder in ("protos", "engine") for p in sorted((ROOT / folder).glob("*_pb2*.py"))
-    ]
+    found = [p for folder in ("protos", "engine") for p in sorted((ROOT / folder).glob("*_pb2*.py"))]
     return [f"{p.parent.name}.{p.stem}" for p in found]
 
 

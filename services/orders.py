@@ -29,13 +29,9 @@ class OrderService(orders_pb2_grpc.OrderServiceServicer):
         total = 0
         for item in request.items:
             if item.sku not in PRICES_CENTS:
-                await context.abort(
-                    grpc.StatusCode.FAILED_PRECONDITION, f"{item.sku} is not on sale"
-                )
+                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{item.sku} is not on sale")
             total += PRICES_CENTS[item.sku] * item.quantity
-        return orders_pb2.ReserveResponse(
-            reservation_id=f"reservation-{request.order_id}", total_cents=total
-        )
+        return orders_pb2.ReserveResponse(reservation_id=f"reservation-{request.order_id}", total_cents=total)
 
     async def Confirm(
         self,

@@ -25,9 +25,7 @@ class ShippingService(shipping_pb2_grpc.ShippingServiceServicer):
         """Send the goods of an order to an address."""
         await ledger.execute("ShippingService.Ship", context)
         if UNREACHABLE in request.address:
-            await context.abort(
-                grpc.StatusCode.FAILED_PRECONDITION, f"nobody delivers to {request.address}"
-            )
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"nobody delivers to {request.address}")
         return shipping_pb2.ShipResponse(tracking_number=f"parcel-{request.order_id}")
 
     async def Cancel(
