@@ -199,7 +199,7 @@ class WorkflowFailedError(EngineError):
     `traceback` the text of the traceback in the workflow, which may be empty.
     """
 
-    def __init__(  # noqa: PLR0917  # the order of the fields in every description of an error
+    def __init__(
         self,
         invocation_id: str,
         type_name: str,
@@ -235,7 +235,7 @@ class StepFailedError(EngineError):
     Can be caught; one that leaves the workflow fails the run.
     """
 
-    def __init__(  # noqa: PLR0917  # the order of the fields in every description of an error
+    def __init__(
         self, step: int, name: str, type_name: str, message: str, attempts: int = 1
     ) -> None:
         super().__init__(_step_text(step, name, f"{type_name}: {message}", attempts))
