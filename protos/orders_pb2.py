@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13protos/orders.proto\x12\x06orders\"%\n\x04Item\x12\x0b\n\x03sku\x18\x01 \x01(\t\x12\x10\n\x08quantity\x18\x02 \x01(\r\"?\n\x0eReserveRequest\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12\x1b\n\x05items\x18\x02 \x03(\x0b\x32\x0c.orders.Item\">\n\x0fReserveResponse\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\x12\x13\n\x0btotal_cents\x18\x02 \x01(\x04\"g\n\x0e\x43onfirmRequest\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12\x16\n\x0ereservation_id\x18\x02 \x01(\t\x12\x12\n\npayment_id\x18\x03 \x01(\t\x12\x17\n\x0ftracking_number\x18\x04 \x01(\t\"\x11\n\x0f\x43onfirmResponse\"I\n\rCancelRequest\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12\x16\n\x0ereservation_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x10\n\x0e\x43\x61ncelResponse2\xbf\x01\n\x0cOrderService\x12:\n\x07Reserve\x12\x16.orders.ReserveRequest\x1a\x17.orders.ReserveResponse\x12:\n\x07\x43onfirm\x12\x16.orders.ConfirmRequest\x1a\x17.orders.ConfirmResponse\x12\x37\n\x06\x43\x61ncel\x12\x15.orders.CancelRequest\x1a\x16.orders.CancelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13protos/orders.proto\x12\x06orders\"%\n\x04Item\x12\x0b\n\x03sku\x18\x01 \x01(\t\x12\x10\n\x08quantity\x18\x02 \x01(\r\"?\n\x0eReserveRequest\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12\x1b\n\x05items\x18\x02 \x03(\x0b\x32\x0c.orders.Item\">\n\x0fReserveResponse\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\x12\x13\n\x0btotal_cents\x18\x02 \x01(\x04\"g\n\x0e\x43onfirmRequest\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12\x16\n\x0ereservation_id\x18\x02 \x01(\t\x12\x12\n\npayment_id\x18\x03 \x01(\t\x12\x17\n\x0ftracking_number\x18\x04 \x01(\t\"\x11\n\x0f\x43onfirmResponse\"1\n\rCancelRequest\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x10\n\x0e\x43\x61ncelResponse2\xbf\x01\n\x0cOrderService\x12:\n\x07Reserve\x12\x16.orders.ReserveRequest\x1a\x17.orders.ReserveResponse\x12:\n\x07\x43onfirm\x12\x16.orders.ConfirmRequest\x1a\x17.orders.ConfirmResponse\x12\x37\n\x06\x43\x61ncel\x12\x15.orders.CancelRequest\x1a\x16.orders.CancelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,9 +42,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONFIRMRESPONSE']._serialized_start=304
   _globals['_CONFIRMRESPONSE']._serialized_end=321
   _globals['_CANCELREQUEST']._serialized_start=323
-  _globals['_CANCELREQUEST']._serialized_end=396
-  _globals['_CANCELRESPONSE']._serialized_start=398
-  _globals['_CANCELRESPONSE']._serialized_end=414
-  _globals['_ORDERSERVICE']._serialized_start=417
-  _globals['_ORDERSERVICE']._serialized_end=608
+  _globals['_CANCELREQUEST']._serialized_end=372
+  _globals['_CANCELRESPONSE']._serialized_start=374
+  _globals['_CANCELRESPONSE']._serialized_end=390
+  _globals['_ORDERSERVICE']._serialized_start=393
+  _globals['_ORDERSERVICE']._serialized_end=584
 # @@protoc_insertion_point(module_scope)

@@ -72,7 +72,7 @@ class OrderServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Cancel(self, request, context):
-        """Give the goods of an order back: the compensation of Reserve.
+        """Take back whatever was held for an order, if anything: the compensation of Reserve.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

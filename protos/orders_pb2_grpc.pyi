@@ -40,7 +40,7 @@ class OrderServiceStub:
     Confirm: _grpc.UnaryUnaryMultiCallable[_orders_pb2.ConfirmRequest, _orders_pb2.ConfirmResponse]
     """Close an order that is paid and on its way."""
     Cancel: _grpc.UnaryUnaryMultiCallable[_orders_pb2.CancelRequest, _orders_pb2.CancelResponse]
-    """Give the goods of an order back: the compensation of Reserve."""
+    """Take back whatever was held for an order, if anything: the compensation of Reserve."""
 
 @_typing.type_check_only
 class OrderServiceAsyncStub(OrderServiceStub):
@@ -54,7 +54,7 @@ class OrderServiceAsyncStub(OrderServiceStub):
     Confirm: _aio.UnaryUnaryMultiCallable[_orders_pb2.ConfirmRequest, _orders_pb2.ConfirmResponse]  # type: ignore[assignment]
     """Close an order that is paid and on its way."""
     Cancel: _aio.UnaryUnaryMultiCallable[_orders_pb2.CancelRequest, _orders_pb2.CancelResponse]  # type: ignore[assignment]
-    """Give the goods of an order back: the compensation of Reserve."""
+    """Take back whatever was held for an order, if anything: the compensation of Reserve."""
 
 class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
     """The order book and its stock: goods are held for an order, then confirmed or given back."""
@@ -83,6 +83,6 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _orders_pb2.CancelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_orders_pb2.CancelResponse, _abc.Awaitable[_orders_pb2.CancelResponse]]:
-        """Give the goods of an order back: the compensation of Reserve."""
+        """Take back whatever was held for an order, if anything: the compensation of Reserve."""
 
 def add_OrderServiceServicer_to_server(servicer: OrderServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15protos/payments.proto\x12\x08payments\"E\n\rChargeRequest\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12\x0c\n\x04\x63\x61rd\x18\x02 \x01(\t\x12\x14\n\x0c\x61mount_cents\x18\x03 \x01(\x04\"$\n\x0e\x43hargeResponse\x12\x12\n\npayment_id\x18\x01 \x01(\t\"E\n\rRefundRequest\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12\x12\n\npayment_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"#\n\x0eRefundResponse\x12\x11\n\trefund_id\x18\x01 \x01(\t2\x8a\x01\n\x0ePaymentService\x12;\n\x06\x43harge\x12\x17.payments.ChargeRequest\x1a\x18.payments.ChargeResponse\x12;\n\x06Refund\x12\x17.payments.RefundRequest\x1a\x18.payments.RefundResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15protos/payments.proto\x12\x08payments\"E\n\rChargeRequest\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12\x0c\n\x04\x63\x61rd\x18\x02 \x01(\t\x12\x14\n\x0c\x61mount_cents\x18\x03 \x01(\x04\"$\n\x0e\x43hargeResponse\x12\x12\n\npayment_id\x18\x01 \x01(\t\"1\n\rRefundRequest\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x10\n\x0eRefundResponse2\x8a\x01\n\x0ePaymentService\x12;\n\x06\x43harge\x12\x17.payments.ChargeRequest\x1a\x18.payments.ChargeResponse\x12;\n\x06Refund\x12\x17.payments.RefundRequest\x1a\x18.payments.RefundResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,9 +36,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHARGERESPONSE']._serialized_start=106
   _globals['_CHARGERESPONSE']._serialized_end=142
   _globals['_REFUNDREQUEST']._serialized_start=144
-  _globals['_REFUNDREQUEST']._serialized_end=213
-  _globals['_REFUNDRESPONSE']._serialized_start=215
-  _globals['_REFUNDRESPONSE']._serialized_end=250
-  _globals['_PAYMENTSERVICE']._serialized_start=253
-  _globals['_PAYMENTSERVICE']._serialized_end=391
+  _globals['_REFUNDREQUEST']._serialized_end=193
+  _globals['_REFUNDRESPONSE']._serialized_start=195
+  _globals['_REFUNDRESPONSE']._serialized_end=211
+  _globals['_PAYMENTSERVICE']._serialized_start=214
+  _globals['_PAYMENTSERVICE']._serialized_end=352
 # @@protoc_insertion_point(module_scope)

@@ -21,17 +21,13 @@ class ChargeResponse(_message.Message):
     def __init__(self, payment_id: _Optional[str] = ...) -> None: ...
 
 class RefundRequest(_message.Message):
-    __slots__ = ("order_id", "payment_id", "reason")
+    __slots__ = ("order_id", "reason")
     ORDER_ID_FIELD_NUMBER: _ClassVar[int]
-    PAYMENT_ID_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     order_id: str
-    payment_id: str
     reason: str
-    def __init__(self, order_id: _Optional[str] = ..., payment_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    def __init__(self, order_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class RefundResponse(_message.Message):
-    __slots__ = ("refund_id",)
-    REFUND_ID_FIELD_NUMBER: _ClassVar[int]
-    refund_id: str
-    def __init__(self, refund_id: _Optional[str] = ...) -> None: ...
+    __slots__ = ()
+    def __init__(self) -> None: ...

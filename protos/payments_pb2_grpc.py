@@ -60,7 +60,7 @@ class PaymentServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Refund(self, request, context):
-        """Give the money of a charge back: the compensation of Charge.
+        """Give back whatever was charged for an order, if anything: the compensation of Charge.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

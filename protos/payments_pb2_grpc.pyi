@@ -38,7 +38,7 @@ class PaymentServiceStub:
     FAILED_PRECONDITION: the card is declined.
     """
     Refund: _grpc.UnaryUnaryMultiCallable[_payments_pb2.RefundRequest, _payments_pb2.RefundResponse]
-    """Give the money of a charge back: the compensation of Charge."""
+    """Give back whatever was charged for an order, if anything: the compensation of Charge."""
 
 @_typing.type_check_only
 class PaymentServiceAsyncStub(PaymentServiceStub):
@@ -50,7 +50,7 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     FAILED_PRECONDITION: the card is declined.
     """
     Refund: _aio.UnaryUnaryMultiCallable[_payments_pb2.RefundRequest, _payments_pb2.RefundResponse]  # type: ignore[assignment]
-    """Give the money of a charge back: the compensation of Charge."""
+    """Give back whatever was charged for an order, if anything: the compensation of Charge."""
 
 class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
     """Takes money, and gives it back."""
@@ -71,6 +71,6 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payments_pb2.RefundRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payments_pb2.RefundResponse, _abc.Awaitable[_payments_pb2.RefundResponse]]:
-        """Give the money of a charge back: the compensation of Charge."""
+        """Give back whatever was charged for an order, if anything: the compensation of Charge."""
 
 def add_PaymentServiceServicer_to_server(servicer: PaymentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15protos/shipping.proto\x12\x08shipping\"H\n\x0bShipRequest\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12\x16\n\x0ereservation_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\"\'\n\x0cShipResponse\x12\x17\n\x0ftracking_number\x18\x01 \x01(\t\"J\n\rCancelRequest\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12\x17\n\x0ftracking_number\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x10\n\x0e\x43\x61ncelResponse2\x85\x01\n\x0fShippingService\x12\x35\n\x04Ship\x12\x15.shipping.ShipRequest\x1a\x16.shipping.ShipResponse\x12;\n\x06\x43\x61ncel\x12\x17.shipping.CancelRequest\x1a\x18.shipping.CancelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15protos/shipping.proto\x12\x08shipping\"H\n\x0bShipRequest\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12\x16\n\x0ereservation_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\"\'\n\x0cShipResponse\x12\x17\n\x0ftracking_number\x18\x01 \x01(\t\"1\n\rCancelRequest\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x10\n\x0e\x43\x61ncelResponse2\x85\x01\n\x0fShippingService\x12\x35\n\x04Ship\x12\x15.shipping.ShipRequest\x1a\x16.shipping.ShipResponse\x12;\n\x06\x43\x61ncel\x12\x17.shipping.CancelRequest\x1a\x18.shipping.CancelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,9 +36,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SHIPRESPONSE']._serialized_start=109
   _globals['_SHIPRESPONSE']._serialized_end=148
   _globals['_CANCELREQUEST']._serialized_start=150
-  _globals['_CANCELREQUEST']._serialized_end=224
-  _globals['_CANCELRESPONSE']._serialized_start=226
-  _globals['_CANCELRESPONSE']._serialized_end=242
-  _globals['_SHIPPINGSERVICE']._serialized_start=245
-  _globals['_SHIPPINGSERVICE']._serialized_end=378
+  _globals['_CANCELREQUEST']._serialized_end=199
+  _globals['_CANCELRESPONSE']._serialized_start=201
+  _globals['_CANCELRESPONSE']._serialized_end=217
+  _globals['_SHIPPINGSERVICE']._serialized_start=220
+  _globals['_SHIPPINGSERVICE']._serialized_end=353
 # @@protoc_insertion_point(module_scope)

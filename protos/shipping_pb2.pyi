@@ -21,14 +21,12 @@ class ShipResponse(_message.Message):
     def __init__(self, tracking_number: _Optional[str] = ...) -> None: ...
 
 class CancelRequest(_message.Message):
-    __slots__ = ("order_id", "tracking_number", "reason")
+    __slots__ = ("order_id", "reason")
     ORDER_ID_FIELD_NUMBER: _ClassVar[int]
-    TRACKING_NUMBER_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     order_id: str
-    tracking_number: str
     reason: str
-    def __init__(self, order_id: _Optional[str] = ..., tracking_number: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    def __init__(self, order_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class CancelResponse(_message.Message):
     __slots__ = ()

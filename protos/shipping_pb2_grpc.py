@@ -60,7 +60,7 @@ class ShippingServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Cancel(self, request, context):
-        """Stop a parcel: the compensation of Ship.
+        """Stop whatever was sent for an order, if anything: the compensation of Ship.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

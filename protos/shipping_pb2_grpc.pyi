@@ -38,7 +38,7 @@ class ShippingServiceStub:
     FAILED_PRECONDITION: nobody delivers there.
     """
     Cancel: _grpc.UnaryUnaryMultiCallable[_shipping_pb2.CancelRequest, _shipping_pb2.CancelResponse]
-    """Stop a parcel: the compensation of Ship."""
+    """Stop whatever was sent for an order, if anything: the compensation of Ship."""
 
 @_typing.type_check_only
 class ShippingServiceAsyncStub(ShippingServiceStub):
@@ -50,7 +50,7 @@ class ShippingServiceAsyncStub(ShippingServiceStub):
     FAILED_PRECONDITION: nobody delivers there.
     """
     Cancel: _aio.UnaryUnaryMultiCallable[_shipping_pb2.CancelRequest, _shipping_pb2.CancelResponse]  # type: ignore[assignment]
-    """Stop a parcel: the compensation of Ship."""
+    """Stop whatever was sent for an order, if anything: the compensation of Ship."""
 
 class ShippingServiceServicer(metaclass=_abc_1.ABCMeta):
     """Sends parcels out, and stops them while they have not left."""
@@ -71,6 +71,6 @@ class ShippingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _shipping_pb2.CancelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_shipping_pb2.CancelResponse, _abc.Awaitable[_shipping_pb2.CancelResponse]]:
-        """Stop a parcel: the compensation of Ship."""
+        """Stop whatever was sent for an order, if anything: the compensation of Ship."""
 
 def add_ShippingServiceServicer_to_server(servicer: ShippingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

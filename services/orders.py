@@ -34,19 +34,15 @@ class OrderService(orders_pb2_grpc.OrderServiceServicer):
         return orders_pb2.ReserveResponse(reservation_id=f"reservation-{request.order_id}", total_cents=total)
 
     async def Confirm(
-        self,
-        request: orders_pb2.ConfirmRequest,  # noqa: ARG002 - the signature is the protocol's
-        context: grpc.aio.ServicerContext[Any, Any],
+        self, request: orders_pb2.ConfirmRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> orders_pb2.ConfirmResponse:
         """Close an order that is paid and on its way."""
         await ledger.execute("OrderService.Confirm", context)
         return orders_pb2.ConfirmResponse()
 
     async def Cancel(
-        self,
-        request: orders_pb2.CancelRequest,  # noqa: ARG002 - the signature is the protocol's
-        context: grpc.aio.ServicerContext[Any, Any],
+        self, request: orders_pb2.CancelRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> orders_pb2.CancelResponse:
-        """Take the goods of an order back."""
+        """Take back whatever was held for an order."""
         await ledger.execute("OrderService.Cancel", context)
         return orders_pb2.CancelResponse()

@@ -31,6 +31,6 @@ class PaymentService(payments_pb2_grpc.PaymentServiceServicer):
     async def Refund(
         self, request: payments_pb2.RefundRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> payments_pb2.RefundResponse:
-        """Give the money of a charge back."""
+        """Give back whatever was charged for an order."""
         await ledger.execute("PaymentService.Refund", context)
-        return payments_pb2.RefundResponse(refund_id=f"refund-{request.order_id}")
+        return payments_pb2.RefundResponse()

@@ -29,10 +29,8 @@ class ShippingService(shipping_pb2_grpc.ShippingServiceServicer):
         return shipping_pb2.ShipResponse(tracking_number=f"parcel-{request.order_id}")
 
     async def Cancel(
-        self,
-        request: shipping_pb2.CancelRequest,  # noqa: ARG002 - the signature is the protocol's
-        context: grpc.aio.ServicerContext[Any, Any],
+        self, request: shipping_pb2.CancelRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> shipping_pb2.CancelResponse:
-        """Stop a parcel."""
+        """Stop whatever was sent for an order."""
         await ledger.execute("ShippingService.Cancel", context)
         return shipping_pb2.CancelResponse()

@@ -1,0 +1,1 @@
+"""Examples: one folder a story, each run by the tests."""

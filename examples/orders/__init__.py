@@ -1,0 +1,1 @@
+"""An order over three services, with compensation."""
