@@ -1,0 +1,102 @@
+"""What an instance remembers of engine steps: run numbers, and answers for duplicates. Pure.
+
+A step is sent again with the same key by whoever takes its invocation over, and by a zombie that
+has not noticed yet. An instance that has seen the key refuses a lower run number than it saw,
+answers a duplicate of a finished step without executing it, and lets a duplicate of a running one
+wait for the same answer. Only good answers are remembered: a failed attempt is meant to be
+repeated. It is one instance's memory, bounded by count and bytes; whoever has not seen the step
+executes it, and there only the handler's own use of the key protects.
+"""
+
+import enum
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any
+
+Reply = tuple[bytes, bytes]
+"""Payload and header block."""
+
+
+class Verdict(enum.Enum):
+    """What to do with a request that carries a key."""
+
+    EXECUTE = enum.auto()
+    JOIN = enum.auto()
+    """The step is running: wait for its answer."""
+    ANSWER = enum.auto()
+    """The step is done: send the remembered reply."""
+    REFUSE = enum.auto()
+    """A higher run number has been seen: a zombie asks."""
+
+
+@dataclass(slots=True)
+class Step:
+    """What is known of one key."""
+
+    run: int
+    """The highest run number seen; never falls while the key is remembered."""
+    is_running: bool = False
+    reply: Reply | None = None
+    waiting: list[Any] = field(default_factory=list)
+    """Requests that joined; the owner of the memory puts and answers them."""
+
+
+class Steps:
+    """Memory of at most `max_count` keys with at most `max_bytes` of replies, the oldest forgotten first."""
+
+    def __init__(self, max_count: int = 20_000, max_bytes: int = 32 << 20) -> None:
+        self._max_count = max_count
+        self._max_bytes = max_bytes
+        self._steps: OrderedDict[str, Step] = OrderedDict()
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    @property
+    def size(self) -> int:
+        """Bytes of remembered replies."""
+        return self._bytes
+
+    def admit(self, key: str, run: int) -> tuple[Verdict, Step]:
+        """Judge a request. EXECUTE marks the step running: the caller ends it by `finish`."""
+        step = self._steps.get(key)
+        if step is None:
+            step = self._steps[key] = Step(run)
+        elif run < step.run:
+            return Verdict.REFUSE, step
+        else:
+            step.run = run
+            self._steps.move_to_end(key)
+            if step.is_running:
+                return Verdict.JOIN, step
+            if step.reply is not None:
+                return Verdict.ANSWER, step
+        step.is_running = True
+        self._forget_oldest()
+        return Verdict.EXECUTE, step
+
+    def finish(self, key: str, step: Step, reply: Reply | None) -> list[Any]:
+        """The step ended: remember a good `reply` (None: it failed). Returns who joined it."""
+        step.is_running = False
+        waiting, step.waiting = step.waiting, []
+        if reply is not None and self._steps.get(key) is step:
+            size = len(reply[0]) + len(reply[1])
+            if size <= self._max_bytes // 8:
+                step.reply = reply
+                self._bytes += size
+                self._forget_oldest()
+        return waiting
+
+    def _forget_oldest(self) -> None:
+        if len(self._steps) <= self._max_count and self._bytes <= self._max_bytes:
+            return
+        for key in list(self._steps):
+            step = self._steps[key]
+            if step.is_running:  # its number is bounded by the server's concurrency
+                continue
+            del self._steps[key]
+            if step.reply is not None:
+                self._bytes -= len(step.reply[0]) + len(step.reply[1])
+            if len(self._steps) <= self._max_count and self._bytes <= self._max_bytes:
+                return

@@ -1,0 +1,306 @@
+"""Request, reply and failure <-> payload and header block. Pure; the protocol of one unary call.
+
+    request   payload: the message. Headers only where needed:
+                Content-Type       application/json, else protobuf
+                Grpc-Timeout       time left, gRPC's syntax (M-D3)
+                Mesh-Deadline      the same as Unix milliseconds, so that waiting counts
+                Idempotency-Key    of an engine step: equal for all attempts
+                Grpc-Metadata-<k>  user metadata
+    reply     payload: the message; headers only for metadata and JSON
+    failure   Nats-Service-Error, Nats-Service-Error-Code   ADR-32, for everybody
+              Grpc-Status, Grpc-Message                     exact, for our own clients
+
+A reply may be captured by a JetStream stream, where headers are orders to the store. So replies are
+built here alone, of a fixed list of names, and never of anything that a request carried.
+"""
+
+import json
+import re
+from typing import Any, NamedTuple
+
+import grpc
+
+from mesh import codec, headers, metadata, status
+from mesh.metadata import Pair, Pairs
+
+CONTENT_TYPE = "Content-Type"
+GRPC_TIMEOUT = "Grpc-Timeout"
+MESH_DEADLINE = "Mesh-Deadline"
+IDEMPOTENCY_KEY = "Idempotency-Key"
+ERROR = "Nats-Service-Error"
+ERROR_CODE = "Nats-Service-Error-Code"
+GRPC_STATUS = "Grpc-Status"
+GRPC_MESSAGE = "Grpc-Message"
+RUN_KEY = "mesh-run"
+"""Metadata key of the run number, the fencing token of an engine step (E-C15)."""
+
+MAX_HEADER_BYTES = 32_768
+"""Of a received header block; metadata may have half of it."""
+MAX_HEADERS = 512
+MAX_DETAILS = 4_096
+"""Characters of a failure's text that are sent: headers count against `max_payload`."""
+MAX_KEY = 512
+"""Characters of an idempotency key."""
+
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
+JSON_HEADERS = headers.encode([(CONTENT_TYPE, codec.JSON)])
+
+
+class BadRequestError(ValueError):
+    """A request that is answered without a handler: `code` and text."""
+
+    def __init__(self, code: grpc.StatusCode, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class RequestHead:
+    """What the headers of a request say. Every field has a value, also where no header came."""
+
+    __slots__ = ("deadline_ms", "is_json", "key", "metadata", "run", "timeout")
+
+    def __init__(self) -> None:
+        self.timeout: float | None = None
+        self.deadline_ms: int | None = None
+        self.is_json = False
+        self.key = ""
+        self.run = 0
+        self.metadata: Pairs = ()
+
+
+EMPTY_HEAD = RequestHead()
+"""The head of a request without headers; shared, so never written to."""
+
+
+def encode_request(
+    *,
+    timeout: float | None = None,
+    deadline_ms: int | None = None,
+    user_metadata: object = None,
+    content_type: str = "",
+    key: str = "",
+) -> bytes:
+    """The header block of a request, `b""` if it needs none.
+
+    Raises ValueError, TypeError or MetadataTooLargeError as `metadata.encode`.
+    """
+    pairs: list[tuple[str, str]] = []
+    if timeout is not None:
+        pairs.append((GRPC_TIMEOUT, metadata.encode_timeout(timeout)))
+    if deadline_ms is not None:
+        pairs.append((MESH_DEADLINE, str(deadline_ms)))
+    if content_type:
+        pairs.append((CONTENT_TYPE, content_type))
+    if key:
+        pairs.append((IDEMPOTENCY_KEY, key))
+    if user_metadata:
+        pairs += metadata.encode(user_metadata)
+    return headers.encode(pairs)
+
+
+def decode_request(block: bytes) -> RequestHead:
+    """What the header block of a request says. Names in any case; unknown headers are ignored.
+
+    Raises BadRequestError for too many or too large headers, for a Content-Type or timeout that is
+    none, and for a run number that is not a number.
+    """
+    if not block:
+        return EMPTY_HEAD
+    if len(block) > MAX_HEADER_BYTES or block.count(b"\n") > MAX_HEADERS:
+        raise BadRequestError(
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            f"headers of {len(block)} bytes: at most {MAX_HEADER_BYTES} bytes and {MAX_HEADERS} headers",
+        )
+    head = RequestHead()
+    user: list[Pair] = []
+    size = 0
+    for name, value in headers.parse(block).items():
+        lower = name.lower()
+        if lower.startswith("grpc-metadata-"):
+            key = lower[14:]
+            size += len(key) + len(value)
+            if metadata.is_key(key):
+                user += metadata.decode(key, value)
+        elif lower in _READERS:
+            _READERS[lower](head, value)
+    if size > metadata.MAX_METADATA_BYTES:
+        raise BadRequestError(
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            f"metadata of {size} bytes is larger than the limit of {metadata.MAX_METADATA_BYTES} bytes",
+        )
+    _read_engine_metadata(head, user)
+    head.metadata = tuple(user)
+    return head
+
+
+def _read_engine_metadata(head: RequestHead, user: list[Pair]) -> None:
+    """A step's key is metadata as well; its run number is read from metadata (E-C15)."""
+    if not head.key:
+        return
+    if not any(key == "idempotency-key" for key, _ in user):
+        user.append(("idempotency-key", head.key))
+    for key, value in user:
+        if key == RUN_KEY:
+            if not (isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 18):
+                raise BadRequestError(
+                    grpc.StatusCode.INVALID_ARGUMENT, f"{RUN_KEY} {value!r:.40} is not a number"
+                )
+            head.run = int(value)
+
+
+def _read_content_type(head: RequestHead, value: str) -> None:
+    try:
+        head.is_json = codec.is_json(value)
+    except codec.UnknownContentTypeError as error:
+        raise BadRequestError(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
+
+
+def _read_timeout(head: RequestHead, value: str) -> None:
+    try:
+        head.timeout = metadata.decode_timeout(value)
+    except ValueError as error:
+        raise BadRequestError(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
+
+
+def _read_deadline(head: RequestHead, value: str) -> None:
+    if not (value.isascii() and value.isdigit() and len(value) <= 15):
+        raise BadRequestError(
+            grpc.StatusCode.INVALID_ARGUMENT, f"{MESH_DEADLINE} {value[:40]!r} is not Unix milliseconds"
+        )
+    head.deadline_ms = int(value)
+
+
+def _read_key(head: RequestHead, value: str) -> None:
+    if len(value) > MAX_KEY:
+        raise BadRequestError(
+            grpc.StatusCode.INVALID_ARGUMENT, f"{IDEMPOTENCY_KEY} is longer than {MAX_KEY} characters"
+        )
+    head.key = value
+
+
+_READERS = {
+    "content-type": _read_content_type,
+    "grpc-timeout": _read_timeout,
+    "mesh-deadline": _read_deadline,
+    "idempotency-key": _read_key,
+}
+
+
+def encode_success(initial: object = None, trailing: object = None, *, as_json: bool = False) -> bytes:
+    """The header block of a good reply. Raises as `metadata.encode`."""
+    pairs = [(CONTENT_TYPE, codec.JSON)] if as_json else []
+    if initial:
+        pairs += metadata.encode(initial)
+    if trailing:
+        pairs += metadata.encode(trailing, metadata.TRAILER_PREFIX)
+    return headers.encode(pairs)
+
+
+def encode_failure(
+    code: grpc.StatusCode,
+    text: str,
+    *,
+    initial: object = None,
+    trailing: object = None,
+    as_json: bool = False,
+) -> tuple[bytes, bytes]:
+    """Payload and header block of a failure (M-D2, M-D5). Raises as `metadata.encode`."""
+    text = text.encode("utf-8", "replace").decode()
+    if len(text) > MAX_DETAILS:
+        text = text[: MAX_DETAILS - 1] + "…"
+    pairs = [
+        (ERROR, " ".join(_CONTROLS.sub(" ", text).split()) or code.name),
+        (ERROR_CODE, str(status.HTTP[code])),
+        (GRPC_STATUS, str(status.NUMBERS[code])),
+        (GRPC_MESSAGE, metadata.encode_message(text)),
+    ]
+    body = b""
+    if as_json:
+        pairs.append((CONTENT_TYPE, codec.JSON))
+        body = json.dumps({"code": code.name, "message": text}, ensure_ascii=False).encode()
+    if initial:
+        pairs += metadata.encode(initial)
+    if trailing:
+        pairs += metadata.encode(trailing, metadata.TRAILER_PREFIX)
+    return body, headers.encode(pairs)
+
+
+class Outcome(NamedTuple):
+    """What a reply means, whoever sent it."""
+
+    ok: bool
+    code: grpc.StatusCode
+    details: str
+    initial_metadata: Pairs
+    trailing_metadata: Pairs
+    http_code: int | None
+    """The number of `Nats-Service-Error-Code`, None where there is none."""
+    has_grpc_status: bool
+    """Whether the code is the service's own word; if not it was read from the number."""
+    data: bytes
+
+
+def outcome(data: bytes, block: bytes) -> Outcome:
+    """What a reply means. Never raises: an odd reply is a failure with a code of its own.
+
+    No responders is UNAVAILABLE; a foreign error is read from its number (`status.from_http`).
+    """
+    if not block:
+        return Outcome(True, status.OK, "", (), (), None, False, data)
+    inline = headers.status(block)
+    if inline and not data:
+        return _inline(inline, headers.description(block))
+    if len(block) > MAX_HEADER_BYTES or block.count(b"\n") > MAX_HEADERS:
+        text = f"reply with {len(block)} bytes of headers: at most {MAX_HEADER_BYTES} bytes and {MAX_HEADERS} headers"
+        return Outcome(False, grpc.StatusCode.RESOURCE_EXHAUSTED, text, (), (), None, False, b"")
+    found = headers.parse(block)
+    if not found:  # whether it carried an error cannot be known any more
+        text = "the headers of the reply cannot be read"
+        return Outcome(False, grpc.StatusCode.UNKNOWN, text, (), (), None, False, b"")
+    return _read_reply(data, found)
+
+
+def _inline(number: int, description: str) -> Outcome:
+    """A status line of the NATS server itself."""
+    if number == headers.NO_RESPONDERS:
+        return Outcome(
+            False, grpc.StatusCode.UNAVAILABLE, "no instance of the service is listening", (), (), number, False, b""
+        )
+    code = grpc.StatusCode.DEADLINE_EXCEEDED if number == 408 else grpc.StatusCode.UNKNOWN
+    return Outcome(False, code, description or f"status {number}", (), (), number, False, b"")
+
+
+def _read_reply(data: bytes, found: dict[str, str]) -> Outcome:
+    initial: list[Pair] = []
+    trailing: list[Pair] = []
+    error = error_code = grpc_status = message = None
+    for name, value in found.items():
+        lower = name.lower()
+        if lower.startswith("grpc-metadata-") and metadata.is_key(lower[14:]):
+            initial += metadata.decode(lower[14:], value)
+        elif lower.startswith("grpc-trailer-") and metadata.is_key(lower[13:]):
+            trailing += metadata.decode(lower[13:], value)
+        elif lower == "nats-service-error":
+            error = value
+        elif lower == "nats-service-error-code":
+            error_code = value
+        elif lower == "grpc-status":
+            grpc_status = value
+        elif lower == "grpc-message":
+            message = metadata.decode_message(value)
+    if error is None and error_code is None and grpc_status in (None, "0"):
+        return Outcome(True, status.OK, "", tuple(initial), tuple(trailing), None, grpc_status is not None, data)
+    http_code = int(error_code) if error_code and error_code.isascii() and error_code.isdigit() and len(error_code) < 6 else None
+    number = int(grpc_status) if grpc_status and grpc_status.isascii() and grpc_status.isdigit() and len(grpc_status) < 4 else None
+    if number == 0:  # a status of OK beside an error contradicts itself: the error counts
+        number = None
+    code = status.from_http(http_code) if number is None else status.from_number(number)
+    details = message if message is not None else (error or "")
+    return Outcome(
+        False, code, details, tuple(initial), tuple(trailing), http_code, number is not None, data
+    )
+
+
+def encode_json(value: Any) -> bytes:
+    """One JSON document, compact, for answers of the mesh itself."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
