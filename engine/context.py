@@ -1,0 +1,258 @@
+"""What workflow code may call. Every method that is a step says so."""
+
+import asyncio
+import inspect
+import logging
+import typing
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from random import Random
+from typing import Any, ParamSpec, Protocol, TypeVar, cast, overload
+
+from google.protobuf import descriptor_pool, message_factory
+from google.protobuf.message import Message
+
+from engine import journal, values
+from engine.errors import InvalidNameError
+from engine.model import (
+    CALL_POLICY,
+    CALL_TIMEOUT,
+    RUN_POLICY,
+    Body,
+    Call,
+    Duration,
+    Invocation,
+    Kind,
+    RetryPolicy,
+    Step,
+    seconds,
+)
+from mesh import subjects
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Steps(Protocol):
+    """What the code's steps are issued to: the replay."""
+
+    invocation: Invocation
+    attempt: int
+    now_ns: int
+    is_replaying: bool
+    random: Random
+
+    def issue(self, kind: str, name: str, digest: str, *, call: Call | None = None, body: Body | None = None) -> Step:
+        """The next step, in order of issue."""
+
+    def uuid4(self) -> uuid.UUID:
+        """A UUID from the run's own randomness."""
+
+
+class Context:
+    """A workflow's view of its run: durable calls, side effects, time and identity."""
+
+    def __init__(self, steps: Steps, loop: asyncio.AbstractEventLoop) -> None:
+        self._steps = steps
+        self._loop = loop
+
+    # --- steps
+
+    @property
+    def channel(self) -> "DurableChannel":
+        """A `grpc.aio.Channel`: a stub on it makes durable calls."""
+        from engine.channel import DurableChannel  # noqa: PLC0415  # the channel stands on this room
+
+        return DurableChannel(self)
+
+    async def call(
+        self,
+        service: str,
+        method: str,
+        request: Any,
+        response_type: type[T] | None = None,
+        *,
+        timeout: Duration | None = None,
+        retry: RetryPolicy | None = None,
+        metadata: Sequence[tuple[str, str | bytes]] | None = None,
+    ) -> T:
+        """Call `method` of a service and have the answer recorded; a step.
+
+        `service` is a full proto name, or a short one where the request's own file or package defines it. The response
+        type is the descriptor's unless given. `timeout` is per attempt (default 60 s), seconds or timedelta.
+
+        Raises CallFailedError when the call failed terminally or its attempts are used up, InvalidNameError for a name
+        that no descriptor explains.
+        """
+        full_name, cls = _resolve(service, method, request, response_type)
+        payload = values.encode(request, f"the request of {service}.{method}")
+        step = self.issue_call(
+            full_name, method, payload, cls.FromString if hasattr(cls, "FromString") else _decoder(cls),
+            response_type=values.message_type(cls) if isinstance(cls, type) and issubclass(cls, Message) else "",
+            timeout=timeout, retry=retry, metadata=metadata,
+        )
+        return cast(T, await step.future)
+
+    def issue_call(
+        self,
+        service: str,
+        method: str,
+        request: values.Payload,
+        decode: Callable[[bytes], Any],
+        *,
+        response_type: str = "",
+        cluster: str | None = None,
+        timeout: Duration | None = None,
+        retry: RetryPolicy | None = None,
+        metadata: Sequence[tuple[str, str | bytes]] | None = None,
+    ) -> Step:
+        """Issue a durable call without awaiting it: what stubs stand on."""
+        subject = subjects.method_subject(service, method, cluster=cluster)
+        call = Call(
+            subject, request.data, request.type, response_type, decode,
+            CALL_TIMEOUT if timeout is None else seconds(timeout), retry or CALL_POLICY, tuple(metadata or ()),
+        )
+        name = f"{subjects.short_name(service)}.{method}"
+        return self._steps.issue(Kind.CALL, name, journal.digest(Kind.CALL, subject.encode(), request.data), call=call)
+
+    @overload
+    async def run(
+        self, name: str, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T: ...
+    @overload
+    async def run(self, name: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T: ...
+    async def run(self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Execute a side effect and record what it returns; a step. An `async def` runs in the processor's loop, a `def` in a thread.
+
+        It runs again only if its processor died before the result was stored. One attempt, unless `retry=RetryPolicy(...)`
+        is given, which is not passed on to the function.
+
+        Raises StepFailedError, live and in replay alike, when it raised.
+        """
+        policy = kwargs.pop("retry", None) or RUN_POLICY
+        if not isinstance(name, str) or not name:
+            raise InvalidNameError("step name", name, "a text that is not empty")
+        body = Body(function, args, kwargs, policy, _return_type(function))
+        step = self._steps.issue(Kind.RUN, name, journal.digest(Kind.RUN, name.encode()), body=body)
+        return await step.future
+
+    async def sleep(self, delay: Duration) -> None:
+        """`asyncio.sleep`, which is durable here; a step."""
+        await asyncio.sleep(seconds(delay))
+
+    # --- what is the same in every replay
+
+    @property
+    def invocation_id(self) -> str:
+        """The id of this run's invocation."""
+        return self._steps.invocation.id
+
+    @property
+    def partition_key(self) -> str | None:
+        """The key it was started with."""
+        return self._steps.invocation.partition_key or None
+
+    def now(self) -> datetime:
+        """Server time of the newest input: aware, UTC, never going back."""
+        return datetime.fromtimestamp(0, UTC) + timedelta(microseconds=self._steps.now_ns // 1000)
+
+    def random(self) -> Random:
+        """The run's own random numbers, seeded by invocation id and incarnation."""
+        return self._steps.random
+
+    def uuid4(self) -> uuid.UUID:
+        """A UUID from the run's own random numbers."""
+        return self._steps.uuid4()
+
+    # --- what is not
+
+    @property
+    def attempt(self) -> int:
+        """How often the run was taken up after a processor was lost, from 1. For logs: code that branches on it is a mismatch."""
+        return self._steps.attempt
+
+    @property
+    def is_replaying(self) -> bool:
+        """Whether the code now repeats what happened before. For logs and metrics, likewise."""
+        return self._steps.is_replaying
+
+    @property
+    def logger(self) -> logging.LoggerAdapter[logging.Logger]:
+        """Logs with the invocation id, and not again what was logged before a replay."""
+        return _Logger(logging.getLogger(f"workflow.{self._steps.invocation.workflow}"), self._steps)
+
+    def issue(self, kind: str, name: str, digest: str, *, body: Body | None = None) -> Step:
+        """Issue a step: for the rooms of the engine."""
+        return self._steps.issue(kind, name, digest, body=body)
+
+
+class _Logger(logging.LoggerAdapter[logging.Logger]):
+    def __init__(self, logger: logging.Logger, steps: Steps) -> None:
+        super().__init__(logger, {"invocation_id": steps.invocation.id})
+        self._steps = steps
+
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802  # logging's name
+        return not self._steps.is_replaying and super().isEnabledFor(level)
+
+    def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
+        kwargs["extra"] = {**(kwargs.get("extra") or {}), **(self.extra or {})}
+        return f"[{self._steps.invocation.id}] {msg}", kwargs
+
+
+def _return_type(function: Callable[..., Any]) -> Any:
+    """What a function's result decodes to; Any where it does not say."""
+    target = function
+    if not inspect.isroutine(target):
+        target = getattr(function, "func", None) or getattr(function, "__call__", function)  # noqa: B004  # its hints
+    try:
+        return typing.get_type_hints(target).get("return", Any)
+    except Exception:  # hints are the user's code; without them a result decodes to builtins
+        return Any
+
+
+def _decoder(cls: Any) -> Callable[[bytes], Any]:
+    if hasattr(cls, "parse"):  # betterproto
+        return lambda data: cls().parse(data)
+    if cls is None or cls is bytes:
+        return bytes
+    return lambda data: values.decode(data, values.JSON, cls, "the reply")
+
+
+def _resolve(service: str, method: str, request: Any, response_type: Any) -> tuple[str, Any]:
+    """Full service name and response class of a call by name."""
+    subjects.check_service(service)
+    subjects.check_method(method)
+    descriptor = _service_descriptor(service, request)
+    if descriptor is None:
+        if response_type is None or "." not in service:
+            raise InvalidNameError(
+                "service", service,
+                "no imported .proto near the request defines it: give the full name (package.Service) and response_type",
+            )
+        return service, response_type
+    found = descriptor.methods_by_name.get(method)
+    if found is None:
+        known = ", ".join(sorted(descriptor.methods_by_name))
+        raise InvalidNameError("method", method, f"{descriptor.full_name} has {known}")
+    return descriptor.full_name, response_type or message_factory.GetMessageClass(found.output_type)
+
+
+def _service_descriptor(service: str, request: Any) -> Any:
+    pool = descriptor_pool.Default()
+    candidates = [service]
+    if isinstance(request, Message):
+        file = request.DESCRIPTOR.file
+        if service in file.services_by_name:
+            return file.services_by_name[service]
+        candidates.append(f"{file.package}.{service}")
+    for name in candidates:
+        try:
+            return pool.FindServiceByName(name)
+        except KeyError:
+            continue
+    return None
+
+
+if typing.TYPE_CHECKING:
+    from engine.channel import DurableChannel

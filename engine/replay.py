@@ -1,0 +1,296 @@
+"""One pass of a run's code over its journal: entries in, steps to take out. Pure: no connection, task, clock or environment.
+
+Live and replay are the same thing. `start()` runs the code to its first waits; each `feed(entry)` gives it one input, in the order
+of the stream, and runs it to quiescence; `take_effects()` then says which steps are to be sent, run or armed. Effects are only
+taken when every known entry has been fed, so whatever the journal has already decided is never done again.
+"""
+
+import asyncio
+import traceback
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import grpc
+
+from engine import journal, names, values
+from engine.context import Context
+from engine.definition import Workflow
+from engine.errors import (
+    CallFailedError,
+    DecodeError,
+    EncodeError,
+    ForeignAwaitError,
+    NonDeterminismError,
+    StepFailedError,
+)
+from engine.loop import DeterministicLoop, Handle
+from engine.model import Attempt, Body, Call, Entry, Failure, Invocation, Kind, Mark, Step, seconds
+from mesh import wire
+
+NANOS = 1_000_000_000
+_FOREIGN_LOOP = "attached to a different loop"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended: a result, or a failure."""
+
+    result: values.Payload = values.NOTHING
+    failure: Failure | None = None
+
+
+class Replay:
+    """The frames of a run and what they wait for."""
+
+    def __init__(self, invocation: Invocation, workflow: Workflow[Any, Any], attempt: int = 1) -> None:
+        self.invocation = invocation
+        self.workflow = workflow
+        self.attempt = attempt
+        self.now_ns = invocation.command_ns
+        self.steps: list[Step] = []
+        self.outcome: Outcome | None = None
+        self.is_replaying = False
+        self.random = Random(f"{invocation.id}/{invocation.incarnation}")  # noqa: S311  # must repeat, not surprise
+        self.fed_sequence = 0
+        self._fresh: list[Step] = []
+        self._main: asyncio.Task[Any] | None = None
+        self._loop = DeterministicLoop(self._set_timer, self._cancel_timer)
+        self._loop.set_time(self.now_ns / NANOS)
+
+    # --- inputs ------------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Run the code from its beginning to its first waits."""
+        try:
+            argument = self._argument()
+        except DecodeError as error:
+            self.outcome = Outcome(failure=describe_exception(error))
+            return
+        context = Context(self, self._loop)
+        coroutine = self.workflow.function(context, *argument)
+        self._main = self._loop.create_task(coroutine, name=self.invocation.id)
+        self._drain()
+
+    def _argument(self) -> tuple[Any, ...]:
+        invocation = self.invocation
+        if not self.workflow.takes_input:
+            return ()
+        if not invocation.input_type and not invocation.input:
+            return (None,) if self.workflow.input_required else ()
+        target = self.workflow.input_type
+        return (values.decode(invocation.input, invocation.input_type, target, "the workflow's input"),)
+
+    def feed(self, entry: Entry) -> None:
+        """Give the code its next input and let it run as far as it gets. Entries come in the order of their sequence."""
+        self.fed_sequence = max(self.fed_sequence, entry.sequence)
+        if entry.step >= len(self.steps):
+            self._mismatch(entry, None)
+            return
+        step = self.steps[entry.step]
+        if step.decided:
+            return  # what comes after the entry that decided is no input
+        if step.kind != entry.kind or step.digest != entry.digest:
+            self._mismatch(entry, step)
+            return
+        if self.outcome is not None or not step.is_open or entry.attempt != step.attempt:
+            return
+        self.now_ns = max(self.now_ns, entry.time_ns)
+        self._loop.set_time(self.now_ns / NANOS)
+        if self._decide(step, entry):
+            step.sequence, step.completed_ns = entry.sequence, entry.time_ns
+            self._drain()
+
+    def _drain(self) -> None:
+        self._loop.run_ready()
+        main = self._main
+        if self.outcome is not None or main is None:
+            return
+        if self._loop.foreign is not None:
+            self.outcome = Outcome(failure=describe_exception(self._loop.foreign))
+        elif self._loop.unhandled is not None:
+            self.outcome = Outcome(failure=describe_exception(self._loop.unhandled))
+        elif main.done():
+            self.outcome = self._outcome(main)
+        elif not any(step.is_open for step in self.steps):
+            self.outcome = Outcome(failure=describe_exception(ForeignAwaitError(
+                "the workflow waits for something that no step of it can bring about: await steps, "
+                "and put real I/O into ctx.run(name, function, ...)"
+            )))
+
+    def _outcome(self, main: "asyncio.Task[Any]") -> Outcome:
+        try:
+            return Outcome(values.encode(main.result(), "the workflow's result"))
+        except BaseException as error:  # whatever left the workflow, cancellation included, is its failure
+            if isinstance(error, RuntimeError) and _FOREIGN_LOOP in str(error):
+                error = ForeignAwaitError(
+                    f"workflow code awaits something of another event loop, which belongs into ctx.run: {error}"
+                )
+            return Outcome(failure=describe_exception(error))
+
+    def _mismatch(self, entry: Entry, step: Step | None) -> None:
+        recorded = f"{entry.kind} {names.decode_name(entry.name)}"
+        if step is None and self.outcome is None:
+            attempted = "nothing at this point"
+        elif step is None:
+            attempted = "nothing: it has ended"
+        else:
+            attempted = step.operation
+            if attempted == recorded:
+                attempted += " with other arguments"
+        if self.outcome is None or step is None:
+            self.outcome = Outcome(failure=describe_exception(NonDeterminismError(entry.step, recorded, attempted)))
+
+    # --- deciding -----------------------------------------------------------------------------------------------------------
+
+    def _decide(self, step: Step, entry: Entry) -> bool:
+        """Apply an entry; whether it decided the step."""
+        if step.kind == Kind.SLEEP:
+            step.decided = True
+            self._loop.fire(step.future)
+            return True
+        if entry.mark == Mark.GAVE_UP:
+            return self._fail(step, journal.decode_failure(entry.data))
+        if entry.mark in {Mark.ERROR, Mark.TIMEOUT, Mark.UNAVAILABLE}:
+            return self._attempt_failed(step, entry, journal.decode_failure(entry.data), retried=True)
+        if step.body is not None:
+            return self._succeed(step, entry.data, entry.type, step.body.result_type)
+        return self._decide_call(step, entry)
+
+    def _decide_call(self, step: Step, entry: Entry) -> bool:
+        call = step.call
+        assert call is not None
+        if entry.mark == Mark.VALUE:
+            outcome = wire.outcome(entry.data, b"")
+        else:
+            outcome = wire.outcome(entry.data, entry.headers)
+        if outcome.ok:
+            step.response, step.response_type = entry.data, call.response_type
+            step.decided = True
+            try:
+                value = call.decode(entry.data)
+            except Exception as error:  # the service's bytes; whatever its decoder says, the step has failed
+                return self._fail(step, Failure(
+                    "INTERNAL", f"the reply is not a valid {call.response_type or 'message'}: {error}", "INTERNAL"
+                ))
+            step.future.set_result(value)
+            return True
+        failure = journal.answer_failure(outcome, entry.headers)
+        return self._attempt_failed(step, entry, failure, journal.is_retried(outcome, call.policy.retries_code))
+
+    def _succeed(self, step: Step, data: bytes, content_type: str, target: Any) -> bool:
+        step.decided = True
+        step.response, step.response_type = data, content_type
+        try:
+            step.future.set_result(values.decode(data, content_type, target, f"the result of {step.name}"))
+        except DecodeError as error:
+            return self._fail(step, describe_exception(error))
+        return True
+
+    def _attempt_failed(self, step: Step, entry: Entry, failure: Failure, retried: bool) -> bool:
+        if not retried:
+            return self._fail(step, failure)
+        if entry.mark != Mark.UNAVAILABLE:
+            started = step.failed_ns or step.issued_ns
+            step.failures.append(Attempt(entry.attempt, started, entry.time_ns, failure))
+        step.failed_ns = entry.time_ns
+        if entry.mark not in {Mark.ERROR, Mark.TIMEOUT, Mark.UNAVAILABLE} and self.is_last_attempt(step, entry.time_ns):
+            step.giving_up = failure
+        step.attempt += 1
+        self._fresh.append(step)
+        return False
+
+    def is_last_attempt(self, step: Step, now_ns: int) -> bool:
+        """Whether the step's policy allows no attempt after the present one."""
+        policy = step.call.policy if step.call is not None else step.body.policy if step.body is not None else None
+        if policy is None:
+            return True
+        if policy.max_attempts is not None and step.attempt >= policy.max_attempts:
+            return True
+        limit = policy.total_timeout
+        return limit is not None and now_ns - step.issued_ns >= seconds(limit) * NANOS
+
+    def _fail(self, step: Step, failure: Failure) -> bool:
+        attempts = failure.attempts or step.attempt
+        step.decided = True
+        step.failure = Failure(
+            failure.type, failure.message, failure.code, failure.traceback, step.number, step.name, attempts,
+            failure.details,
+        )
+        if step.kind == Kind.CALL:
+            error: StepFailedError = CallFailedError(
+                step.number, step.name, _code(failure.code), failure.message, attempts=attempts,
+                trailing_metadata=journal.trailing_metadata(failure),
+            )
+        else:
+            error = StepFailedError(step.number, step.name, failure.type, failure.message, attempts)
+        step.future.set_exception(error)
+        return True
+
+    # --- steps that the code issues (engine.context.Steps) -----------------------------------------------------------------------
+
+    def issue(self, kind: str, name: str, digest: str, *, call: Call | None = None, body: Body | None = None) -> Step:
+        """The next step, in order of issue; its future is what the code awaits."""
+        step = Step(
+            len(self.steps), kind, name, digest, self.now_ns, self._loop.create_future(), call=call, body=body
+        )
+        self.steps.append(step)
+        self._fresh.append(step)
+        return step
+
+    def _set_timer(self, handle: Handle) -> None:
+        delay_us = round((handle.when() - self._loop.time()) * 1e6)
+        step = Step(
+            len(self.steps), Kind.SLEEP, f"{delay_us / 1e6:g}s", journal.digest(Kind.SLEEP, b"%d" % delay_us),
+            self.now_ns, handle, due_ns=self.now_ns + delay_us * 1000,
+        )
+        handle.step = step
+        self.steps.append(step)
+        self._fresh.append(step)
+
+    def _cancel_timer(self, handle: Handle) -> None:
+        handle.step.abandoned = True
+
+    def uuid4(self) -> uuid.UUID:
+        """A UUID from the run's own randomness."""
+        return uuid.UUID(int=self.random.getrandbits(128), version=4)
+
+    # --- outputs -----------------------------------------------------------------------------------------------------------
+
+    def take_effects(self) -> list[Step]:
+        """Steps issued or moved on since the last call that the code still waits for."""
+        fresh, self._fresh = self._fresh, []
+        if self.outcome is not None:
+            return []
+        return [step for step in fresh if step.is_open]
+
+    def open_steps(self) -> list[Step]:
+        """Steps the code waits for."""
+        return [step for step in self.steps if step.is_open]
+
+    def put_away(self) -> None:
+        """Drop the frames; the journal brings them back."""
+        self._loop.put_away()
+
+
+def feed_all(replay: Replay, entries: Sequence[Entry]) -> None:
+    """Feed entries, lowest sequence first."""
+    for entry in sorted(entries, key=lambda entry: entry.sequence):
+        replay.feed(entry)
+
+
+def describe_exception(error: BaseException) -> Failure:
+    """What is stored of an exception: class name, text, gRPC code where it has one, traceback."""
+    code = ""
+    if isinstance(error, grpc.RpcError) and hasattr(error, "code"):
+        code = error.code().name
+    step = error.step if isinstance(error, StepFailedError) else None
+    message = error.message if isinstance(error, EncodeError) and hasattr(error, "message") else str(error)
+    text = "".join(traceback.format_exception(error)) if error.__traceback__ is not None else ""
+    return Failure(type(error).__qualname__, message, code, text, step)
+
+
+def _code(name: str) -> grpc.StatusCode:
+    return grpc.StatusCode.__members__.get(name, grpc.StatusCode.UNKNOWN)
