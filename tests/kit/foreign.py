@@ -55,9 +55,7 @@ class Request:
 
     async def fail(self, code: int, text: str, **headers: str) -> None:
         """Publish an error reply as ADR-32 has it."""
-        await self.respond(
-            b"", {"Nats-Service-Error-Code": str(code), "Nats-Service-Error": text, **headers}
-        )
+        await self.respond(b"", {"Nats-Service-Error-Code": str(code), "Nats-Service-Error": text, **headers})
 
 
 Handler = Callable[[Request], Awaitable[None]]
@@ -89,9 +87,7 @@ def script(*handlers: Handler) -> Handler:
 class Foreign:
     """One endpoint. Requests are handled side by side and kept in `requests` in order of arrival."""
 
-    def __init__(
-        self, client: Client, subject: str, handler: Handler = silence, *, queue: str = "q"
-    ) -> None:
+    def __init__(self, client: Client, subject: str, handler: Handler = silence, *, queue: str = "q") -> None:
         self._client = client
         self._subject = subject
         self._queue = queue
@@ -102,9 +98,7 @@ class Foreign:
 
     async def start(self) -> Self:
         """Subscribe; active at the server when this returns."""
-        self._subscription = await self._client.subscribe(
-            self._subject, queue=self._queue, cb=self._on_request
-        )
+        self._subscription = await self._client.subscribe(self._subject, queue=self._queue, cb=self._on_request)
         await self._client.flush()
         return self
 

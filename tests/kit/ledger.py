@@ -75,11 +75,7 @@ class Ledger:
         unknown = wanted.keys() - _FIELDS
         if unknown:
             raise ValueError(f"an entry has no field {sorted(unknown)}")
-        return [
-            entry
-            for entry in self._read()
-            if all(getattr(entry, name) == value for name, value in wanted.items())
-        ]
+        return [entry for entry in self._read() if all(getattr(entry, name) == value for name, value in wanted.items())]
 
     def count(self, **wanted: str | int) -> int:
         """How many entries there are of what is asked for."""
@@ -91,15 +87,9 @@ class Ledger:
         except FileNotFoundError:
             return []
         # A line that is being written at this instant has no end yet: it belongs to the next reading.
-        return [
-            Entry(**json.loads(line))
-            for line in text.splitlines(keepends=True)
-            if line.endswith("\n")
-        ]
+        return [Entry(**json.loads(line)) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
-    async def wait_for(
-        self, at_least: int = 1, *, timeout: float = 20.0, **wanted: str | int
-    ) -> list[Entry]:
+    async def wait_for(self, at_least: int = 1, *, timeout: float = 20.0, **wanted: str | int) -> list[Entry]:
         """Wait until so many entries of what is asked for are there; AssertionError with the whole ledger if not."""
         found: list[Entry] = []
 
@@ -116,9 +106,7 @@ class Ledger:
 
     def text(self) -> str:
         """The ledger as people read it in a failing test's output."""
-        return "\n".join(
-            " ".join(f"{k}={v}" for k, v in asdict(entry).items() if v) for entry in self._read()
-        )
+        return "\n".join(" ".join(f"{k}={v}" for k, v in asdict(entry).items() if v) for entry in self._read())
 
 
 async def until(
@@ -132,7 +120,5 @@ async def until(
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
-            raise AssertionError(
-                f"not within {timeout} s: {what() if callable(what) else what or condition}"
-            )
+            raise AssertionError(f"not within {timeout} s: {what() if callable(what) else what or condition}")
         await asyncio.sleep(pause)

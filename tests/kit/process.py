@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from mesh.processes import spawn
 from tests.kit.ledger import until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import TracebackType
 
-# The kernel kills the child when the thread that started it is gone: even a test run that is
-# itself killed leaves nothing behind. Absent outside Linux, where only an orderly end cleans up.
-_LEASH = ("setpriv", "--pdeathsig", "KILL") if shutil.which("setpriv") else ()
-
 
 class Process:
-    """One child process. Its output goes to files, so no pipe of ours can ever block or end it."""
+    """One child process, killed when we end.
+
+    Its output goes to files, so no pipe of ours can ever block or end it.
+    """
 
     def __init__(
         self,
@@ -39,19 +37,17 @@ class Process:
         with self._out.open("ab") as out, self._err.open("ab") as err:
             # Opened for appending: a process that is started again under the same name adds to its files.
             self._offset = out.tell()
-            self._child = subprocess.Popen(
-                [*_LEASH, *arguments],
-                stdin=subprocess.DEVNULL,
+            self._child = spawn(
+                arguments,
                 stdout=out,
                 stderr=err,
-                env={**os.environ, **(environment or {})},
-                cwd=cwd,
-                start_new_session=True,
+                environment={**os.environ, **(environment or {})},
+                directory=cwd,
             )
 
     @property
     def pid(self) -> int:
-        """The process's own id: the leash replaces itself by the program, it is no parent."""
+        """The process's own id: whatever binds it to us has replaced itself by it."""
         return self._child.pid
 
     @property
@@ -76,23 +72,17 @@ class Process:
         found: list[str] = []
 
         def seen() -> bool:
-            over = (
-                self.exit_code is not None
-            )  # asked before reading: what it printed last is still seen
+            over = self.exit_code is not None  # asked before reading: what it printed last is still seen
             found[:] = [
                 line
                 for line in self.stdout.splitlines(keepends=True)
                 if line.startswith(prefix) and line.endswith("\n")
             ]
             if over and not found:
-                raise AssertionError(
-                    f"{self.name} ended with {self.exit_code} before {prefix!r}\n{self.report()}"
-                )
+                raise AssertionError(f"{self.name} ended with {self.exit_code} before {prefix!r}\n{self.report()}")
             return bool(found)
 
-        await until(
-            seen, timeout=timeout, what=lambda: f"{prefix!r} from {self.name}\n{self.report()}"
-        )
+        await until(seen, timeout=timeout, what=lambda: f"{prefix!r} from {self.name}\n{self.report()}")
         return found[0].rstrip("\n")
 
     async def ready(self, timeout: float = 30.0) -> Self:

@@ -38,18 +38,14 @@ FramePredicate = Callable[[Frame], bool]
 def publishes(pattern: str) -> FramePredicate:
     """Frames by which a client publishes to a subject of this pattern (`*` one token, `>` the rest)."""
     return lambda frame: (
-        frame.direction == "up"
-        and frame.verb in {"PUB", "HPUB"}
-        and subject_matches(pattern, frame.subject)
+        frame.direction == "up" and frame.verb in {"PUB", "HPUB"} and subject_matches(pattern, frame.subject)
     )
 
 
 def delivers(pattern: str) -> FramePredicate:
     """Frames by which the server delivers a message of such a subject."""
     return lambda frame: (
-        frame.direction == "down"
-        and frame.verb in {"MSG", "HMSG"}
-        and subject_matches(pattern, frame.subject)
+        frame.direction == "down" and frame.verb in {"MSG", "HMSG"} and subject_matches(pattern, frame.subject)
     )
 
 
@@ -269,9 +265,7 @@ class _Link:
         self._client[1].transport.abort()
         self._server[1].transport.abort()
 
-    async def _pump(
-        self, direction: Direction, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    async def _pump(self, direction: Direction, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async for frame in _frames(direction, reader):
                 if await self._proxy.passes(frame):
@@ -289,9 +283,7 @@ async def _frames(direction: Direction, reader: asyncio.StreamReader) -> AsyncIt
         head, total = _body_sizes(verb, words)
         body = await reader.readexactly(total + 2) if total >= 0 else b""
         subject, reply = _subject_and_reply(verb, words)
-        yield Frame(
-            direction, verb, subject, reply, body[:head], body[head : max(total, 0)], line + body
-        )
+        yield Frame(direction, verb, subject, reply, body[:head], body[head : max(total, 0)], line + body)
 
 
 def _body_sizes(verb: str, words: list[str]) -> tuple[int, int]:
@@ -304,9 +296,7 @@ def _body_sizes(verb: str, words: list[str]) -> tuple[int, int]:
 
 
 def _subject_and_reply(verb: str, words: list[str]) -> tuple[str, str]:
-    fixed = {"PUB": (1, 3), "HPUB": (1, 4), "MSG": (1, 4), "HMSG": (1, 5), "SUB": (1, _NEVER)}.get(
-        verb
-    )
+    fixed = {"PUB": (1, 3), "HPUB": (1, 4), "MSG": (1, 4), "HMSG": (1, 5), "SUB": (1, _NEVER)}.get(verb)
     if fixed is None:
         return "", ""
     subject_at, words_without_reply = fixed

@@ -78,9 +78,7 @@ class Watch:
         """The subjects in order of arrival."""
         return [message.subject for message in self.messages]
 
-    async def wait_for(
-        self, condition: Callable[[Msg], bool] = lambda _: True, timeout: float = 20.0
-    ) -> Msg:
+    async def wait_for(self, condition: Callable[[Msg], bool] = lambda _: True, timeout: float = 20.0) -> Msg:
         """The first message that fits, waiting for it if need be."""
         await until(lambda: any(map(condition, self.messages)), timeout=timeout, what=self._seen)
         return next(filter(condition, self.messages))
@@ -302,17 +300,13 @@ def as_slot(stored: Stored) -> Slot:
     if len(tokens) != 12 or tokens[2:4] != ["j", "w"]:
         raise ValueError(f"not a slot: {stored.subject}")
     kind, _, digest = tokens[10].partition("-")
-    return Slot(
-        stored, tokens[6], tokens[7], int(tokens[8]), int(tokens[9]), kind, digest, tokens[11]
-    )
+    return Slot(stored, tokens[6], tokens[7], int(tokens[8]), int(tokens[9]), kind, digest, tokens[11])
 
 
 def _stored(message: dict[str, Any]) -> Stored:
     block = b64decode(message.get("hdrs", ""))
     lines = block.decode(errors="replace").split("\r\n")[1:]
-    headers = {
-        name: value.strip() for name, _, value in (line.partition(":") for line in lines) if name
-    }
+    headers = {name: value.strip() for name, _, value in (line.partition(":") for line in lines) if name}
     data = b64decode(message.get("data", ""))
     return Stored(message["subject"], int(message["seq"]), message["time"], headers, data)
 

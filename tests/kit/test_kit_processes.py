@@ -32,9 +32,7 @@ asyncio.run(main())
 
 def start_writer(folder: Path, name: str = "writer") -> Process:
     environment = {FOLDER_VARIABLE: str(folder), "PYTHONPATH": str(Path(__file__).parents[2])}
-    return Process(
-        [sys.executable, "-c", WRITER], folder=folder, name=name, environment=environment
-    )
+    return Process([sys.executable, "-c", WRITER], folder=folder, name=name, environment=environment)
 
 
 async def test_entries_of_several_killed_processes_are_whole_and_counted(tmp_path: Path) -> None:

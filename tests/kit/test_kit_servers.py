@@ -42,7 +42,7 @@ async def test_a_killed_server_comes_back_on_its_port_with_its_store(
         await raw.api("STREAM.CREATE.JOURNAL-0", JOURNAL)
         assert await raw.publish(SLOT, b"first") == 1
     nats_server.kill()
-    await nats_server.restart()
+    await nats_server.astart()
     async with await Raw.connect(nats_server.url) as raw:
         assert [slot.stored.data for slot in await raw.slots("run-1")] == [b"first"]
 
@@ -100,9 +100,7 @@ def test_patterns_match_as_in_nats(pattern: str, subject: str, fits: bool) -> No
 
 @asynccontextmanager
 async def through(proxy: Proxy) -> AsyncIterator[Client]:
-    client = await nats.connect(
-        proxy.url, max_reconnect_attempts=-1, reconnect_time_wait=0.02, error_cb=_quiet
-    )
+    client = await nats.connect(proxy.url, max_reconnect_attempts=-1, reconnect_time_wait=0.02, error_cb=_quiet)
     try:
         yield client
     finally:
@@ -113,9 +111,7 @@ async def _quiet(_: Exception) -> None:
     return None
 
 
-async def test_a_proxy_carries_requests_with_headers_both_ways(
-    nats_server: NatsServer, raw: Raw
-) -> None:
+async def test_a_proxy_carries_requests_with_headers_both_ways(nats_server: NatsServer, raw: Raw) -> None:
     seen: list[Frame] = []
     async with Proxy(nats_server.port) as proxy, Foreign(raw.client, "echo", echo(b">")):
         proxy.witness(seen.append)
@@ -129,9 +125,7 @@ async def test_a_proxy_carries_requests_with_headers_both_ways(
     assert any(frame.verb == "MSG" and frame.subject == asked.reply for frame in seen)
 
 
-async def test_a_trap_holds_one_message_and_all_behind_it(
-    nats_server: NatsServer, raw: Raw
-) -> None:
+async def test_a_trap_holds_one_message_and_all_behind_it(nats_server: NatsServer, raw: Raw) -> None:
     async with Proxy(nats_server.port) as proxy, raw.watch("t.>") as watch:
         async with through(proxy) as client:
             trap = proxy.trap(publishes("t.*"), skip=1)
