@@ -196,21 +196,11 @@ class Replay:
             started = step.failed_ns or step.issued_ns
             step.failures.append(Attempt(entry.attempt, started, entry.time_ns, failure))
         step.failed_ns = entry.time_ns
-        if entry.mark not in {Mark.ERROR, Mark.TIMEOUT, Mark.UNAVAILABLE} and self.is_last_attempt(step, entry.time_ns):
+        if entry.mark not in {Mark.ERROR, Mark.TIMEOUT, Mark.UNAVAILABLE} and is_last_attempt(step, entry.time_ns):
             step.giving_up = failure
         step.attempt += 1
         self._fresh.append(step)
         return False
-
-    def is_last_attempt(self, step: Step, now_ns: int) -> bool:
-        """Whether the step's policy allows no attempt after the present one."""
-        policy = step.call.policy if step.call is not None else step.body.policy if step.body is not None else None
-        if policy is None:
-            return True
-        if policy.max_attempts is not None and step.attempt >= policy.max_attempts:
-            return True
-        limit = policy.total_timeout
-        return limit is not None and now_ns - step.issued_ns >= seconds(limit) * NANOS
 
     def _fail(self, step: Step, failure: Failure) -> bool:
         attempts = failure.attempts or step.attempt
@@ -261,10 +251,10 @@ class Replay:
 
     def take_effects(self) -> list[Step]:
         """Steps issued or moved on since the last call that the code still waits for."""
-        fresh, self._fresh = self._fresh, []
+        fresh, self._fresh = {step.number: step for step in self._fresh}, []  # once, though issued and retried since
         if self.outcome is not None:
             return []
-        return [step for step in fresh if step.is_open]
+        return [step for step in fresh.values() if step.is_open]
 
     def open_steps(self) -> list[Step]:
         """Steps the code waits for."""
@@ -273,6 +263,17 @@ class Replay:
     def put_away(self) -> None:
         """Drop the frames; the journal brings them back."""
         self._loop.put_away()
+
+
+def is_last_attempt(step: Step, now_ns: int) -> bool:
+    """Whether the step's policy allows no attempt after the present one."""
+    policy = step.call.policy if step.call is not None else step.body.policy if step.body is not None else None
+    if policy is None:
+        return True
+    if policy.max_attempts is not None and step.attempt >= policy.max_attempts:
+        return True
+    limit = policy.total_timeout
+    return limit is not None and now_ns - step.issued_ns >= seconds(limit) * NANOS
 
 
 def feed_all(replay: Replay, entries: Sequence[Entry]) -> None:
