@@ -5,8 +5,10 @@ of the parent. Elsewhere an exit handler does, which a `kill -9` skips.
 """
 
 import atexit
+import errno
 import os
 import queue
+import shutil
 import subprocess
 import sys
 import threading
@@ -42,10 +44,11 @@ def spawn(
     """Start a program that is killed when this process ends; safe from any thread.
 
     It has a session of its own: Ctrl-C in the terminal reaches us alone, and we decide in which
-    order things stop. `command[0]` is the path of an executable. Raises OSError when it cannot be
-    started.
+    order things stop. `command[0]` is the path of an executable. Raises OSError when there is none.
     """
     arguments = [os.fspath(part) for part in command]
+    if shutil.which(arguments[0]) is None:  # the program between would fail where nobody sees it
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), arguments[0])
     if sys.platform == "linux":
         bind = [sys.executable, "-I", "-S", "-c", _BIND_TO_PARENT, str(os.getpid())]
         arguments = [*bind, *arguments]
