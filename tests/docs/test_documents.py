@@ -66,13 +66,13 @@ def test_make_targets_in_documents_exist(document: Path) -> None:
 
 @each(DOCUMENTS)
 def test_mesh_commands_in_documents_exist(document: Path) -> None:
-    from mesh.cli import main
+    from mesh.cli import cli
 
     for words in commands(document):
         if words[0] != "mesh" or len(words) < 2:
             continue
         options = {word.split("=")[0] for word in words if word.startswith("--")}
-        command = command_of(main, words[1:])
+        command = command_of(cli, words[1:])
         assert command is not None, f"no such command: {' '.join(words)}"
         known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
         assert options - known - {"--help"} == set(), f"{' '.join(words)}: unknown options"
