@@ -22,7 +22,6 @@ import sys
 import zlib
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
 
 import nats
 from nats.aio.client import Client
@@ -30,6 +29,8 @@ from nats.aio.msg import Msg
 
 from bench.child import run, serve_until_told, take_rounds
 from bench.rpc import GREETING, NAME, REQUEST
+from engine.assets import settings
+from engine.names import Names
 from protos import hello_pb2
 
 NS = "floor"
@@ -50,64 +51,21 @@ def _shard(invocation: str) -> int:
 async def create_assets(url: str) -> None:
     """The engine's streams under a namespace of their own, with the engine's settings."""
     client = await nats.connect(url)
-    for config in _streams():
+    names = Names(NS, "local", SHARDS)
+    for config in settings.all_configs(names, 1):
         await _api(client, f"STREAM.CREATE.{config['name']}", config)
-    for workflow in (_workflow(lean=False), _workflow(lean=True)):
-        await _create_consumer(client, workflow)
+    for lean in (False, True):
+        workflow = _workflow(lean=lean)
+        config = settings.consumer_config(names, workflow, 30.0)
+        body = {"stream_name": names.commands, "config": config}
+        await _api(client, f"CONSUMER.DURABLE.CREATE.{names.commands}.{workflow}", body)
     for shard in range(SHARDS):
-        await client.request(f"wf.{NS}.j.w.local.{shard}.anchor", b"")
+        await client.request(names.anchor(shard), b"")
     await client.close()
 
 
 def _workflow(*, lean: bool) -> str:
     return "three_steps_lean" if lean else "three_steps"
-
-
-async def _create_consumer(client: Client, workflow: str) -> None:
-    consumer = {
-        "durable_name": workflow,
-        "filter_subject": f"wf.{NS}.cmd.*.{workflow}.>",
-        "ack_policy": "explicit",
-        "ack_wait": 30_000_000_000,
-        "max_deliver": -1,
-        "max_ack_pending": -1,
-    }
-    body = {"stream_name": f"COMMANDS-{NS}", "config": consumer}
-    await _api(client, f"CONSUMER.DURABLE.CREATE.COMMANDS-{NS}.{workflow}", body)
-
-
-def _streams() -> list[dict[str, Any]]:
-    journals = [
-        {
-            "name": f"JOURNAL-{shard}-{NS}",
-            "subjects": [f"wf.{NS}.j.w.local.{shard}.>", f"wf.{NS}.ctl.local.{shard}.>"],
-            "max_msgs_per_subject": 1,
-            "discard": "new",
-            "discard_new_per_subject": True,
-            "deny_delete": True,
-            "allow_direct": True,
-            "duplicate_window": 100_000_000,
-            "republish": {"src": f"wf.{NS}.j.w.>", "dest": f"wf.{NS}.j.s.>"},
-        }
-        for shard in range(SHARDS)
-    ]
-    commands = {
-        "name": f"COMMANDS-{NS}",
-        "subjects": [f"wf.{NS}.cmd.>"],
-        "retention": "workqueue",
-        "discard": "new",
-        "max_bytes": 1 << 30,
-    }
-    records = {
-        "name": f"KV_EXECUTION_STATE-{NS}",
-        "subjects": [f"$KV.EXECUTION_STATE-{NS}.>"],
-        "max_msgs_per_subject": 1,
-        "discard": "new",
-        "max_bytes": 1 << 30,
-        "allow_rollup_hdrs": True,
-        "republish": {"src": f"$KV.EXECUTION_STATE-{NS}.>", "dest": f"wf.{NS}.done.>"},
-    }
-    return [{"storage": "file", "num_replicas": 1, **c} for c in (*journals, commands, records)]
 
 
 async def _api(client: Client, subject: str, body: object) -> None:

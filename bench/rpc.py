@@ -28,7 +28,11 @@ GREETING = f"Hello, {NAME}!"
 class HelloService(hello_pb2_grpc.HelloServiceServicer):
     """The servicer that both grpc.aio and the mesh host, unchanged."""
 
-    async def SayHello(self, request: hello_pb2.HelloRequest, context: Any) -> hello_pb2.HelloResponse:  # noqa: N802
+    async def SayHello(  # noqa: N802 - gRPC's name
+        self,
+        request: hello_pb2.HelloRequest,
+        context: Any,  # noqa: ARG002 - gRPC's signature
+    ) -> hello_pb2.HelloResponse:
         """Greet."""
         return hello_pb2.HelloResponse(message=f"Hello, {request.name}!")
 

@@ -8,6 +8,7 @@ import pytest
 
 from tests.kit.raw import Raw
 from tests.kit.server import NatsServer
+from tests.kit.stage import M1, Stage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -31,3 +32,35 @@ async def raw(nats_server: NatsServer) -> AsyncIterator[Raw]:
     """A bare connection to the test's own server."""
     async with await Raw.connect(nats_server.url) as connection:
         yield connection
+
+
+@pytest.fixture
+async def stage(
+    tmp_path: Path, nats_server: NatsServer, raw: Raw, request: pytest.FixtureRequest
+) -> AsyncIterator[Stage]:
+    """A stage in the mode that the test asks for, M1 unless it does."""
+    mode = request.getfixturevalue("mode") if "mode" in request.fixturenames else M1
+    stage = Stage(tmp_path, nats_server, raw, mode)
+    try:
+        yield stage
+    finally:
+        stage.close()
+        if _failed(request.node):
+            print(f"--- ledger\n{stage.ledger.text()}\n{stage.reports()}")
+
+
+def _failed(item: pytest.Item) -> bool:
+    report = item.stash.get(_REPORT, None)
+    return report is None or report.failed
+
+
+_REPORT = pytest.StashKey[pytest.TestReport]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remember how the test itself went, so that fixtures can print what processes said when it failed."""
+    report = yield
+    if report.when == "call":
+        item.stash[_REPORT] = report
+    return report

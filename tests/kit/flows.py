@@ -1,0 +1,299 @@
+"""The workflows that scenarios run: `mesh processor tests.kit.flows`.
+
+Steps are calls to `kit.Steps`, a service that the test plays itself and that sees bytes, and bodies
+of `ctx.run`, which write the ledger. Inputs are small JSON values.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from typing import Any
+
+from engine import CallFailedError, Context, RetryPolicy, StepFailedError, workflow
+from protos.hello_pb2 import HelloRequest
+from protos.hello_pb2_grpc import HelloServiceStub
+from tests.kit.gates import Gate
+from tests.kit.ledger import Ledger
+
+PATIENT = RetryPolicy(initial_backoff=0.05, max_backoff=0.2)
+"""Retries without a limit, fast enough for tests."""
+
+
+async def call(ctx: Context, method: str, data: str = "", **options: Any) -> str:
+    """A durable call to the test's own service."""
+    options.setdefault("retry", PATIENT)
+    return (await ctx.call("kit.Steps", method, data.encode(), bytes, **options)).decode()
+
+
+def note(ctx: Context, step: str) -> str:
+    """A side effect that leaves a line in the ledger and returns what nobody could guess."""
+    value = secrets.token_hex(4)
+    Ledger.of_environment().write("run", invocation=ctx.invocation_id, step=step, note=value)
+    return value
+
+
+async def gated(ctx: Context, step: str) -> str:
+    """A side effect that begins, waits at the gate of its name, and ends."""
+    ledger = Ledger.of_environment()
+    ledger.write("begin", invocation=ctx.invocation_id, step=step)
+    await Gate.of_environment(step).wait()
+    ledger.write("end", invocation=ctx.invocation_id, step=step)
+    return step
+
+
+@workflow
+async def echo(ctx: Context, value: str) -> str:
+    """One call."""
+    return await call(ctx, "Echo", value)
+
+
+@workflow
+async def other_echo(ctx: Context, value: str) -> str:
+    """One call, under another name."""
+    return await call(ctx, "Echo", value)
+
+
+@workflow
+async def noted(ctx: Context, value: str) -> str:
+    """One side effect, counted."""
+    return f"{value} {await ctx.run('note', note, ctx, 'note')}"
+
+
+@workflow
+async def held(ctx: Context, value: str) -> str:
+    """A side effect that waits at a gate, between two that are counted."""
+    first = await ctx.run("first", note, ctx, "first")
+    await ctx.run("hold", gated, ctx, "hold")
+    second = await ctx.run("second", note, ctx, "second")
+    return f"{value} {first} {second}"
+
+
+@workflow
+async def call_run_sleep(ctx: Context, value: str) -> list[str]:
+    """The three kinds of step, one after the other, twice."""
+    seen = []
+    for turn in ("1", "2"):
+        seen.append(await call(ctx, f"Call{turn}", value))
+        seen.append(await ctx.run(f"run{turn}", gated, ctx, f"{ctx.invocation_id}-run{turn}"))
+        await asyncio.sleep(0.2)
+    return seen
+
+
+@workflow
+async def three_calls(ctx: Context, value: str) -> list[str]:
+    """Three calls, one after the other."""
+    return [await call(ctx, method, value) for method in ("A", "B", "C")]
+
+
+@workflow
+async def ordered_gather(ctx: Context, value: str) -> list[str]:
+    """Five calls at once; each continuation appends when it goes on; then one more call."""
+    order: list[str] = []
+
+    async def one(name: str) -> None:
+        await call(ctx, name, value)
+        order.append(name)
+
+    await asyncio.gather(*(one(name) for name in "ABCDE"))
+    await call(ctx, "Last", "".join(order))
+    return order
+
+
+@workflow
+async def race(ctx: Context, value: str) -> list[str]:
+    """Two calls race, and the winner decides what follows."""
+    racers = {name: asyncio.ensure_future(call(ctx, name, value)) for name in ("A", "B")}
+    done, _ = await asyncio.wait(racers.values(), return_when=asyncio.FIRST_COMPLETED)
+    winners = sorted(name for name, task in racers.items() if task in done)
+    follow = "Ship" if winners == ["A"] else "Refund"
+    return ["".join(winners), await call(ctx, follow, value)]
+
+
+@workflow
+async def race_then_sleep(ctx: Context, seconds: float) -> list[str]:
+    """Two calls race, and the run sleeps before anybody asks who lost."""
+    racers = [asyncio.ensure_future(call(ctx, name)) for name in ("A", "B")]
+    order: list[str] = []
+    for name, task in zip("AB", racers, strict=True):
+        task.add_done_callback(lambda _, name=name: order.append(name))
+    await asyncio.wait(racers)
+    await asyncio.sleep(seconds)
+    return [*order, await call(ctx, "Last", "".join(order))]
+
+
+@workflow
+async def sleeper(ctx: Context, seconds: float) -> float:
+    """Sleep, and say how long it was by the run's own clock."""
+    start = ctx.now().timestamp()
+    await ctx.run("before", note, ctx, "before")
+    await asyncio.sleep(seconds)
+    await ctx.run("after", note, ctx, "after")
+    return ctx.now().timestamp() - start
+
+
+@workflow
+async def call_within(ctx: Context, seconds: float) -> str:
+    """A call under a time-out of the code's own, then a sleep: the time-out stays what it was."""
+    try:
+        async with asyncio.timeout(seconds):
+            seen = await call(ctx, "Slow")
+    except TimeoutError:
+        seen = "too late"
+    await asyncio.sleep(0.3)
+    return f"{seen}, {await call(ctx, 'Last', seen)}"
+
+
+@workflow
+async def impatient(ctx: Context, seconds: float) -> str:
+    """A call whose attempts may take a given time each."""
+    return await call(ctx, "Slow", timeout=seconds)
+
+
+@workflow
+async def tries(ctx: Context, attempts: int) -> str:
+    """A call that is tried a limited number of times; what it said when it failed for good."""
+    policy = RetryPolicy(max_attempts=attempts, initial_backoff=0.05)
+    try:
+        return await call(ctx, "Flaky", retry=policy)
+    except CallFailedError as error:
+        return f"{error.code().name}/{error.attempts}/{error.details()}"
+
+
+@workflow
+async def stubborn_run(ctx: Context, attempts: int) -> str:
+    """A side effect that always fails, tried a limited number of times."""
+    tried: list[int] = []
+    policy = RetryPolicy(max_attempts=attempts, initial_backoff=0.05)
+
+    def fail() -> None:
+        ledger = Ledger.of_environment()
+        ledger.write("run", invocation=ctx.invocation_id, step="fail")
+        tried.append(0)
+        raise RuntimeError(f"attempt {ledger.count(invocation=ctx.invocation_id, step='fail')}")
+
+    try:
+        await ctx.run("fail", fail, retry=policy)
+    except StepFailedError as error:
+        return f"{error.type}/{error.attempts}/{error.message}"
+    return "succeeded"
+
+
+@workflow
+async def flaky_run(ctx: Context, failures: int) -> str:
+    """A side effect that fails a number of times and then works."""
+    policy = RetryPolicy(initial_backoff=0.05)
+
+    def fail_at_first() -> str:
+        ledger = Ledger.of_environment()
+        ledger.write("run", invocation=ctx.invocation_id, step="flaky")
+        count = ledger.count(invocation=ctx.invocation_id, step="flaky")
+        if count <= failures:
+            raise RuntimeError(f"attempt {count} failed")
+        return f"worked at {count}"
+
+    return await ctx.run("flaky", fail_at_first, retry=policy)
+
+
+@workflow
+async def long_steps(ctx: Context, seconds: float) -> str:
+    """A side effect that burns a processor for a time, then one that waits as long."""
+
+    def burn() -> None:
+        Ledger.of_environment().write("begin", invocation=ctx.invocation_id, step="burn")
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            pass
+
+    async def wait() -> None:
+        Ledger.of_environment().write("begin", invocation=ctx.invocation_id, step="wait")
+        await asyncio.sleep(seconds)
+
+    Ledger.of_environment().write("body", invocation=ctx.invocation_id, note=str(ctx.is_replaying))
+    await ctx.run("burn", burn)
+    await ctx.run("wait", wait)
+    return "rested"
+
+
+@workflow
+async def blocking_body(ctx: Context, seconds: float) -> str:
+    """A body that blocks its processor's loop between two steps."""
+    await ctx.run("before", note, ctx, "before")
+    Ledger.of_environment().write("block", invocation=ctx.invocation_id)
+    time.sleep(seconds)  # noqa: ASYNC251 - what the scenario is about
+    await ctx.run("after", note, ctx, "after")
+    return "unblocked"
+
+
+@workflow
+async def greetings(ctx: Context, names: list[str]) -> list[str]:
+    """One durable call a name, by the generated stub, to a service of the mesh."""
+    stub = HelloServiceStub(ctx.channel)
+    return [(await stub.SayHello(HelloRequest(name=name), timeout=5)).message for name in names]
+
+
+@workflow
+async def crashes(ctx: Context, value: str) -> str:
+    """Takes its processor down before it made any progress, until the gate is open."""
+    Ledger.of_environment().write("crash", invocation=ctx.invocation_id)
+    if not Gate.of_environment("mended").is_open:
+        os._exit(1)
+    return value
+
+
+@workflow
+async def crashes_after_progress(ctx: Context, steps: int) -> int:
+    """Takes its processor down after each new step."""
+    for number in range(steps):
+        done = Gate.of_environment(f"{ctx.invocation_id}-{number}")
+        await ctx.run(f"step {number}", note, ctx, f"step {number}")
+        if not done.is_open:
+            done.open()
+            os._exit(1)
+    return steps
+
+
+@workflow
+async def mind_changer(ctx: Context, change: str) -> str:
+    """Does one thing in its first pass and another one in the next: what `change` says."""
+    first_pass = not Gate.of_environment(f"changed-{change}").is_open
+    match change, first_pass:
+        case ("sleep-or-call", True):
+            await asyncio.sleep(0.4)
+        case ("sleep-or-call", False):
+            await call(ctx, "Effect")
+        case ("call-or-sleep", True):
+            await call(ctx, "Recorded")
+        case ("call-or-sleep", False):
+            await asyncio.sleep(0.4)
+        case ("method", True):
+            await call(ctx, "Recorded")
+        case ("method", False):
+            await call(ctx, "Effect")
+        case ("arguments", True):
+            await call(ctx, "Recorded", "one")
+        case ("arguments", False):
+            await call(ctx, "Recorded", "two")
+        case _:
+            raise ValueError(change)
+    await ctx.run("hold", gated, ctx, f"hold-{change}")
+    return "done"
+
+
+@workflow
+async def does_foreign_things(ctx: Context, what: str) -> str:
+    """Real I/O outside `ctx.run`, which no replay can repeat."""
+    match what:
+        case "connection":
+            await asyncio.open_connection("127.0.0.1", 1)
+        case "thread":
+            await asyncio.to_thread(time.sleep, 0)
+        case "executor":
+            await asyncio.get_running_loop().run_in_executor(None, time.sleep, 0)
+        case "subprocess":
+            await asyncio.create_subprocess_exec("true")
+        case _:
+            raise ValueError(what)
+    return "nobody noticed"
