@@ -81,6 +81,14 @@ def google_json(request: type[Message], response: type[Message]) -> JsonCodec:
     return JsonCodec(decode, encode)
 
 
+def type_name(function: Any) -> str:
+    """The message type that a generated (de)serializer belongs to, for texts."""
+    owner = getattr(function, "__self__", None)
+    descriptor = getattr(owner, "DESCRIPTOR", None)
+    name = getattr(descriptor, "full_name", "") or getattr(owner, "__name__", "")
+    return str(name or getattr(function, "__qualname__", "") or "its type")
+
+
 def is_decode_error(error: BaseException) -> bool:
     """Whether a decoder refused the bytes, as opposed to a fault in it."""
     return isinstance(error, (DecodeError, ValueError, EOFError))

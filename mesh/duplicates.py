@@ -35,7 +35,8 @@ class Step:
 
     run: int
     """The highest run number seen; never falls while the key is remembered."""
-    is_running: bool = False
+    owner: Any = None
+    """The call that executes it, while it runs."""
     reply: Reply | None = None
     waiting: list[Any] = field(default_factory=list)
     """Requests that joined; the owner of the memory puts and answers them."""
@@ -58,8 +59,8 @@ class Steps:
         """Bytes of remembered replies."""
         return self._bytes
 
-    def admit(self, key: str, run: int) -> tuple[Verdict, Step]:
-        """Judge a request. EXECUTE marks the step running: the caller ends it by `finish`."""
+    def admit(self, key: str, run: int, owner: object) -> tuple[Verdict, Step]:
+        """Judge a request. EXECUTE makes `owner` run the step: whoever asked ends it by `finish`."""
         step = self._steps.get(key)
         if step is None:
             step = self._steps[key] = Step(run)
@@ -68,17 +69,17 @@ class Steps:
         else:
             step.run = run
             self._steps.move_to_end(key)
-            if step.is_running:
+            if step.owner is not None:
                 return Verdict.JOIN, step
             if step.reply is not None:
                 return Verdict.ANSWER, step
-        step.is_running = True
+        step.owner = owner
         self._forget_oldest()
         return Verdict.EXECUTE, step
 
     def finish(self, key: str, step: Step, reply: Reply | None) -> list[Any]:
         """The step ended: remember a good `reply` (None: it failed). Returns who joined it."""
-        step.is_running = False
+        step.owner = None
         waiting, step.waiting = step.waiting, []
         if reply is not None and self._steps.get(key) is step:
             size = len(reply[0]) + len(reply[1])
@@ -93,7 +94,7 @@ class Steps:
             return
         for key in list(self._steps):
             step = self._steps[key]
-            if step.is_running:  # its number is bounded by the server's concurrency
+            if step.owner is not None:  # its number is bounded by the server's concurrency
                 continue
             del self._steps[key]
             if step.reply is not None:

@@ -64,7 +64,8 @@ class RequestHead:
         self.deadline_ms: int | None = None
         self.is_json = False
         self.key = ""
-        self.run = 0
+        self.run = -1
+        """Run number of an engine step; -1 where the request is none (no key, or no run)."""
         self.metadata: Pairs = ()
 
 

@@ -1,0 +1,1 @@
+"""Stubs and servicers of other libraries on the mesh, one file a library."""
