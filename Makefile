@@ -33,10 +33,16 @@ coverage: $(VENV)/dev.stamp  ## the suite with branch coverage, subprocesses inc
 	@rm -f .coverage .coverage.*
 	$(PYTEST) --cov --cov-report=term --cov-report=xml $(ARGS)
 
-check: $(VENV)/dev.stamp  ## lint, format, types and import rules; changes nothing
+check: lint types imports  ## lint, format, types and import rules; changes nothing
+
+lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(VENV)/dev.stamp
 	$(BIN)/mypy
+
+imports: $(VENV)/dev.stamp
 	$(BIN)/lint-imports
 
 format: $(VENV)/dev.stamp  ## format, and fix what can be fixed
@@ -90,4 +96,4 @@ $(GENERATOR)/stamp: protos/generator.txt
 	@$(GENERATOR)/bin/python -m pip install $(PIP_FLAGS) -r protos/generator.txt
 	@touch $@
 
-.PHONY: help run test pytest coverage check format generate generate-check generate-compat bench docs install clean
+.PHONY: help run test pytest coverage check lint types imports format generate generate-check generate-compat bench docs install clean
