@@ -14,6 +14,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 VENV := .venv
 BIN := $(VENV)/bin
 GENERATOR := .venv-generate
+LOWEST := .venv-lowest
 PIP_FLAGS := --quiet --disable-pip-version-check --no-input
 WORKERS ?= auto
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
@@ -58,6 +59,9 @@ generate-check: $(GENERATOR)/stamp  ## fail if the generated code is not what ge
 generate-compat: $(VENV)/dev.stamp  ## import the generated code with the lowest and the newest admitted runtimes
 	@$(BIN)/python protos/compat.py
 
+lowest: $(LOWEST)/stamp  ## the suite with the lowest admitted version of each dependency
+	$(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
 bench: $(VENV)/dev.stamp  ## calls and workflows per second, as ratios to bare nats-py and grpc.aio
 	@$(BIN)/python -m bench $(ARGS)
 
@@ -96,4 +100,12 @@ $(GENERATOR)/stamp: protos/generator.txt
 	@$(GENERATOR)/bin/python -m pip install $(PIP_FLAGS) -r protos/generator.txt
 	@touch $@
 
-.PHONY: help run test pytest coverage check lint types imports format generate generate-check generate-compat bench docs install clean
+$(LOWEST)/stamp: pyproject.toml
+	@[ -n "$(PYTHON)" ] || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@echo "installing nats-mesh with the lowest admitted versions into $(LOWEST)"
+	@rm -rf $(LOWEST) && $(PYTHON) -m venv $(LOWEST)
+	@$(LOWEST)/bin/python protos/compat.py --floors > $(LOWEST)/floors.txt
+	@$(LOWEST)/bin/python -m pip install $(PIP_FLAGS) -c $(LOWEST)/floors.txt -e '.[dev]'
+	@touch $@
+
+.PHONY: help run test pytest coverage check lint types imports format generate generate-check generate-compat lowest bench docs install clean

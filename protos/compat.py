@@ -2,6 +2,8 @@
 
 Makes a small virtual environment for the lowest protobuf and grpcio, one for the newest of each
 major version of protobuf in between, and round-trips a message of each generated module there.
+
+With --floors prints the lowest admitted version of each runtime dependency, as constraints for pip.
 """
 
 from __future__ import annotations
@@ -31,23 +33,27 @@ print("protobuf", google.protobuf.__version__, "grpcio", grpc.__version__, "ok")
 """
 
 
-def admitted(name: str) -> tuple[str, int | None]:
-    """Return the lowest version of a dependency, and the major version it must stay below."""
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    line = next(d for d in declared if re.match(rf"{name}\b", d))
-    lowest = re.search(r">=([\d.]+)", line)
-    below = re.search(r"<(\d+)", line)
+def dependencies() -> dict[str, str]:
+    """Return the runtime dependencies of pyproject.toml: what is admitted, by name."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    split = (re.match(r"([\w-]+)([^;]*)", line) for line in project["dependencies"])
+    return {match[1]: match[2].strip() for match in split if match}
+
+
+def floor(name: str) -> str:
+    """Return the lowest admitted version of a dependency."""
+    lowest = re.search(r">=([\d.]+)", dependencies()[name])
     if lowest is None:
         sys.exit(f"pyproject.toml: {name} has no floor")
-    return lowest[1], int(below[1]) if below else None
+    return lowest[1]
 
 
 def combinations() -> list[list[str]]:
     """Return the requirements to try: floors, then the newest of each admitted major version."""
-    protobuf, below = admitted("protobuf")
-    grpcio, _ = admitted("grpcio")
+    protobuf, grpcio = floor("protobuf"), floor("grpcio")
     first = int(protobuf.split(".")[0])
-    majors = range(first, below or first + 1)
+    below = re.search(r"<(\d+)", dependencies()["protobuf"])
+    majors = range(first, int(below[1]) if below else first + 1)
     return [
         [f"protobuf=={protobuf}", f"grpcio=={grpcio}"],
         *([f"protobuf=={major}.*", "grpcio"] for major in majors),
@@ -82,6 +88,9 @@ def probe(requirements: list[str]) -> bool:
 
 def main() -> None:
     """Try each combination and fail if one fails."""
+    if "--floors" in sys.argv[1:]:
+        print("\n".join(f"{name}=={floor(name)}" for name in dependencies()))
+        return
     results = [probe(requirements) for requirements in combinations()]
     sys.exit(0 if all(results) else 1)
 
