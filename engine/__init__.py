@@ -1,0 +1,62 @@
+"""Durable workflows in plain asyncio, on NATS JetStream.
+
+    from engine import Context, workflow
+
+    @workflow
+    async def hello_workflow(ctx: Context, name: str) -> str:
+        reply = await HelloServiceStub(ctx.channel).SayHello(HelloRequest(name=name))
+        return reply.message
+"""
+
+from engine.context import Context
+from engine.definition import Workflow, workflow
+from engine.errors import (
+    CallFailedError,
+    DecodeError,
+    EncodeError,
+    EngineError,
+    ForeignAwaitError,
+    InvalidNameError,
+    InvocationConflictError,
+    InvocationNotFoundError,
+    InvocationStateError,
+    NonDeterminismError,
+    PayloadTooLargeError,
+    PoisonError,
+    ResultTimeoutError,
+    StepFailedError,
+    StoreError,
+    TerminalError,
+    UnavailableError,
+    WorkflowCancelledError,
+    WorkflowFailedError,
+)
+from engine.model import RetryPolicy
+from engine.processor import Processor
+
+__all__ = [
+    "CallFailedError",
+    "Context",
+    "DecodeError",
+    "EncodeError",
+    "EngineError",
+    "ForeignAwaitError",
+    "InvalidNameError",
+    "InvocationConflictError",
+    "InvocationNotFoundError",
+    "InvocationStateError",
+    "NonDeterminismError",
+    "PayloadTooLargeError",
+    "PoisonError",
+    "Processor",
+    "ResultTimeoutError",
+    "RetryPolicy",
+    "StepFailedError",
+    "StoreError",
+    "TerminalError",
+    "UnavailableError",
+    "Workflow",
+    "WorkflowCancelledError",
+    "WorkflowFailedError",
+    "workflow",
+]

@@ -76,8 +76,11 @@ def parse_time(text: str) -> int:
 
 
 def field(block: bytes, key: bytes) -> str:
-    """One header's value, found without reading the others; `""` where it is not there."""
-    start = block.find(b"\r\n" + key + b":")
+    """One header's last value, found without reading the others; `""` where it is not there.
+
+    The last: what the server says stands behind whatever a service said of the same name.
+    """
+    start = block.rfind(b"\r\n" + key + b":")
     if start < 0:
         return ""
     start += len(key) + 3

@@ -256,6 +256,13 @@ class Replay:
             return []
         return [step for step in fresh.values() if step.is_open]
 
+    def is_unfed(self, entry: Entry) -> bool:
+        """Whether an entry would be an input now: its step waits for this very attempt."""
+        if entry.step >= len(self.steps):
+            return True
+        step = self.steps[entry.step]
+        return step.is_open and entry.attempt == step.attempt
+
     def open_steps(self) -> list[Step]:
         """Steps the code waits for."""
         return [step for step in self.steps if step.is_open]

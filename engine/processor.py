@@ -1,0 +1,347 @@
+"""A processor: takes commands of its workflows, protects them, and drives their runs.
+
+    async with mesh.connect() as m:
+        await engine.Processor(m, [hello_workflow], max_concurrent=100, ack_wait=30).run()
+"""
+
+import asyncio
+import concurrent.futures
+import functools
+import inspect
+import logging
+import secrets
+import socket
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from engine.absence import Absences
+from engine.assets import Assets
+from engine.clock import NANOS, ServerClock
+from engine.delivered import DeliveredCommand
+from engine.definition import Workflow
+from engine.errors import InvalidNameError
+from engine.keepalive import Keepalive
+from engine.model import Duration, Step, seconds
+from engine.names import Names
+from engine.pull import Delivery, Puller
+from engine.records import Record
+from engine.run import Run
+from engine.store import Store
+from engine.sweep import Sweeper
+from engine.takeup import TakeUp, reclaim
+from engine.timers import TimerHandler
+from mesh.connection import Connection
+from mesh.errors import NotConnectedError
+from mesh.facade import Mesh
+
+logger = logging.getLogger("engine.processor")
+
+TICK = 0.1
+"""Seconds between two looks at every run in memory."""
+BUSY_DELAY = 0.1
+"""Seconds after which a command that came when the last slot was taken is delivered elsewhere."""
+THREADS = 32
+
+
+class Processor:
+    """Serves workflows from one process.
+
+    `max_concurrent` runs are in memory at once. `ack_wait` (seconds or timedelta) is how long a lost processor goes unnoticed: it
+    is set on the workflows' consumers where this user may. `suspend_after` is how long a run must only wait before it leaves
+    memory; 0: at every wait. `max_attempts`: how often in a row a run may be taken up without progress. `grace`: how long a stop
+    waits for steps that are being executed.
+    """
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        workflows: Iterable[Workflow[Any, Any]],
+        *,
+        max_concurrent: int = 100,
+        ack_wait: Duration | None = None,
+        suspend_after: Duration = 1.0,
+        max_attempts: int = 10,
+        grace: Duration = 30.0,
+        namespace: str = "default",
+    ) -> None:
+        self._mesh = mesh
+        self.connection: Connection = mesh.connection
+        self.workflows = _by_name(workflows)
+        if max_concurrent < 1 or max_attempts < 1:
+            raise ValueError("max_concurrent and max_attempts must be at least 1")
+        self.max_concurrent = max_concurrent
+        self.suspend_after = seconds(suspend_after)
+        self.max_attempts = max_attempts
+        self.grace = seconds(grace)
+        self.namespace = namespace
+        self.owner = f"{socket.gethostname()}-{secrets.token_hex(4)}"
+        self.clock = ServerClock()
+        self.draining = False
+        self.ready = asyncio.Event()
+        self.runs: dict[str, Run] = {}
+        self._asked_ack_wait = None if ack_wait is None else seconds(ack_wait)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._pullers: list[Puller] = []
+        self._presence: list[int] = []
+        self._lapses = 0
+        self._stopping = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._failed: BaseException | None = None
+        self._threads = concurrent.futures.ThreadPoolExecutor(THREADS, "mesh-run")
+
+    # --- life ------------------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until `stop` is called. `ready` is set when commands are taken.
+
+        Raises StoreError where the assets are missing or foreign and cannot be made, ConnectError when the connection is lost for good.
+        """
+        await self._start()
+        ticker = asyncio.create_task(self._tick_for_ever(), name="mesh-ticker")
+        try:
+            self.ready.set()
+            await self._stopping.wait()
+            await self._drain()
+        finally:
+            ticker.cancel()
+            self._end()
+        if self._failed is not None:
+            raise self._failed
+
+    def stop(self) -> None:
+        """Stop in order: un-started commands go back at once, executing steps end within `grace`, runs are handed over."""
+        self._stopping.set()
+
+    async def _start(self) -> None:
+        assets = await Assets.open(self.connection, self.namespace)
+        self.names: Names = assets.names
+        ack_waits = await asyncio.gather(
+            *(assets.ensure_consumer(name, self._asked_ack_wait) for name in self.workflows)
+        )
+        await assets.ensure_timers_consumer(self._asked_ack_wait)
+        self.store = Store(self.connection, self.names)
+        self.keepalive = Keepalive(self.connection.options, min(ack_waits))
+        self.absences = Absences(self.connection)
+        self.sweeper = Sweeper(self.store, self.names)
+        self.timers = TimerHandler(self.store, self.names)
+        self.keepalive.start()
+        self._lapses = self.keepalive.lapses
+        self.connection.on_state(self._on_state)
+        for name in self.workflows:
+            self._presence.append(self.connection.subscribe(self.names.here(name), self._present, queue="q"))
+            self._pullers.append(
+                Puller(self.connection, self.names.commands, name, self._on_command, self._room)
+            )
+        self._pullers.append(
+            Puller(self.connection, self.names.timers, self.names.timers_consumer, self.timers.deliver, self.timers.room)
+        )
+        await self.connection.round_trip()
+        for puller in self._pullers:
+            puller.start()
+
+    async def _drain(self) -> None:
+        """Give back what has not begun; let executing steps end; hand the rest over."""
+        self.draining = True
+        for puller in self._pullers:
+            puller.stop()
+        for sid in self._presence:
+            self.connection.unsubscribe(sid)
+        for run in list(self.runs.values()):
+            if run.invocation is None:
+                self._hand_back(run.command)
+                run.drop("handed back: this processor stops")
+            elif not run.held and not run.is_busy():
+                self.spawn(run.hand_over(), run)
+        self._check_idle()
+        try:
+            async with asyncio.timeout(self.grace):
+                await self._idle.wait()
+        except TimeoutError:
+            logger.warning("%d runs still execute a step after %g s; others will go on with them", len(self.runs), self.grace)
+            for run in list(self.runs.values()):
+                self._hand_back(run.command)
+                run.drop("this processor stops")
+        try:
+            await self.connection.round_trip()
+        except (TimeoutError, NotConnectedError):
+            logger.warning("stopped without a connection: what was not acknowledged comes again elsewhere")
+
+    def _end(self) -> None:
+        self.keepalive.stop()
+        self.absences.stop()
+        self.timers.stop()
+        self.sweeper.stop()
+        for puller in self._pullers:
+            puller.stop()
+        for task in self._tasks:
+            task.cancel()
+        for run in list(self.runs.values()):
+            run.drop("this processor ends")
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    # --- commands --------------------------------------------------------------------------------------------------------------
+
+    def _room(self) -> int:
+        return 0 if self.draining else self.max_concurrent - len(self.runs)
+
+    def _on_command(self, delivery: Delivery) -> None:
+        self.clock.observe(delivery.time_ns)
+        try:
+            command = DeliveredCommand.read(delivery, self.names)
+        except InvalidNameError as error:
+            logger.error("a command that nobody can run was removed: %s", error)
+            self.connection.publish(delivery.ack, b"+TERM")
+            return
+        held = self.runs.get(command.invocation)
+        if held is not None:
+            self._on_redelivery(held, command)
+        elif self.draining or len(self.runs) >= self.max_concurrent or not self.connection.is_connected:
+            self._hand_back(command, 0.0 if self.draining else BUSY_DELAY)
+        else:
+            self._take_up(command)
+
+    def _take_up(self, command: DeliveredCommand) -> None:
+        run = Run(self, command, self.workflows[command.workflow])
+        self.runs[run.id] = run
+        self.keepalive.hold(command.ack)
+        try:
+            TakeUp(self, run).begin()
+        except NotConnectedError:  # the reconnect takes it up
+            return
+
+    def _on_redelivery(self, run: Run, command: DeliveredCommand) -> None:
+        """A command of a run that is here: ours was lost to its time-out, or another one waits behind it."""
+        if command.sequence != run.command.sequence:
+            self._hand_back(command, 1.0)
+            return
+        self.keepalive.release(run.command.ack)
+        run.command = command
+        self.keepalive.hold(command.ack)
+        self._contest(run)
+
+    def _hand_back(self, command: DeliveredCommand, delay: float = 0.0) -> None:
+        try:
+            self.store.hand_back(command.ack, delay)
+        except NotConnectedError:
+            logger.info("command of %s could not be handed back, and comes again after its ack_wait", command.invocation)
+
+    def _present(self, _subject: str, reply: str, _data: bytes, _block: bytes) -> None:
+        if reply:
+            self.connection.publish(reply, b'{"served":true}')
+
+    # --- what runs need (engine.run.Host) -----------------------------------------------------------------------------------------
+
+    def may_act(self) -> bool:
+        """Whether the lease holds. Where it lapsed, every run held is contested from here on."""
+        if self.keepalive.is_alive() and self.keepalive.lapses == self._lapses:
+            return True
+        self._lapsed("no round trip for two thirds of ack_wait")
+        return False
+
+    def run_body(self, step: Step) -> "asyncio.Future[Any]":
+        """Start a `ctx.run` function: a coroutine in this loop, anything else in a thread."""
+        body = step.body
+        assert body is not None
+        call = functools.partial(body.function, *body.args, **body.kwargs)
+        loop = asyncio.get_running_loop()
+        if inspect.iscoroutinefunction(body.function):
+            return loop.create_task(call(), name=f"ctx.run {step.name}")
+        return loop.create_task(self._in_thread(call), name=f"ctx.run {step.name}")
+
+    async def _in_thread(self, call: Callable[[], Any]) -> Any:
+        result = await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        return await result if inspect.isawaitable(result) else result
+
+    def spawn(self, coroutine: Any, run: Run) -> None:
+        """Run a coroutine for a run. What it raises is a fault of ours or of the store: the run is let go, and comes again."""
+        task = asyncio.create_task(coroutine, name=f"run {run.id}")
+        self._tasks.add(task)
+        task.add_done_callback(functools.partial(self._spawned, run))
+
+    def _spawned(self, run: Run, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or task.exception() is None:
+            return
+        logger.error("run %s: it is let go and comes again", run.id, exc_info=task.exception())
+        run.drop("an error of the processor")
+
+    def released(self, run: Run) -> None:
+        """A slot is free."""
+        self.runs.pop(run.id, None)
+        if self.draining:
+            self._check_idle()
+            return
+        for puller in self._pullers:
+            puller.fill()
+
+    def finished(self, run: Run, record: Record) -> None:
+        """The journal of a run whose record holds everything is not needed any more."""
+        self.sweeper.finished(run.slots, run.shard, record)
+
+    def _check_idle(self) -> None:
+        if not self.runs:
+            self._idle.set()
+
+    # --- silence, reconnects -------------------------------------------------------------------------------------------------------
+
+    def _on_state(self, state: str) -> None:
+        if state == "disconnected":
+            self.keepalive.expire()
+        elif state == "reconnected":
+            self._lapsed("reconnected")
+            for puller in self._pullers:
+                puller.restart()
+        elif state == "closed" and not self._stopping.is_set():
+            self._failed = NotConnectedError()
+            self._stopping.set()
+
+    def _lapsed(self, why: str) -> None:
+        self._lapses = self.keepalive.lapses
+        if self.runs:
+            logger.warning("%s: %d runs are claimed again before they go on", why, len(self.runs))
+        for run in list(self.runs.values()):
+            self._contest(run)
+
+    def _contest(self, run: Run) -> None:
+        if run.contest():
+            self.spawn(self._reclaim(run), run)
+
+    async def _reclaim(self, run: Run) -> None:
+        while not (self.keepalive.is_alive() and self.connection.is_connected):
+            await asyncio.sleep(TICK / 2)
+        self._lapses = self.keepalive.lapses
+        if not run.dropped:
+            await reclaim(run)
+
+    # --- the ticker -----------------------------------------------------------------------------------------------------------------
+
+    async def _tick_for_ever(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(TICK)
+            now = loop.time()
+            if not self.connection.is_connected:
+                continue
+            self.may_act()
+            for puller in self._pullers:
+                puller.tick(now)
+            for run in list(self.runs.values()):
+                try:
+                    run.tick(now)
+                except NotConnectedError:
+                    break
+                except Exception:  # one run's fault must not stop the look at all others
+                    logger.exception("run %s: it is let go and comes again", run.id)
+                    run.drop("an error of the processor")
+
+
+def _by_name(workflows: Iterable[Workflow[Any, Any]]) -> dict[str, Workflow[Any, Any]]:
+    found: dict[str, Workflow[Any, Any]] = {}
+    for workflow in workflows:
+        if not isinstance(workflow, Workflow):
+            raise TypeError(f"not a workflow: {workflow!r}; decorate it with @engine.workflow")
+        if found.setdefault(workflow.name, workflow) is not workflow:
+            raise InvalidNameError("workflow name", workflow.name, "one workflow of a name in a processor")
+    if not found:
+        raise ValueError("a processor needs at least one workflow")
+    return found

@@ -1,0 +1,376 @@
+"""The one room of a processor that speaks JetStream: reads that say up to where they are complete, writes that are acknowledged.
+
+Callbacks where a run's happy path goes, coroutines elsewhere. Nothing here retries a write whose outcome is unknown without making
+it the same write: a slot is write-once, a record is compared and set under a random message id, a command has one form of expectation.
+"""
+
+import asyncio
+import random
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from engine import journal
+from engine.errors import PayloadTooLargeError, StoreError
+from engine.model import Entry
+from engine.names import Names
+from engine.records import Record, record_headers
+from mesh import headers as header_block
+from mesh.connection import Connection
+from mesh.errors import NoRespondersError, NotConnectedError
+
+WRITE_TIMEOUT = 5.0
+"""Seconds after which the outcome of a write is unknown. A leader change takes up to 5.5 s (measured)."""
+READ_TIMEOUT = 3.0
+MAX_FILTERS = 256
+"""Subjects asked for one by one in a read; beyond it the whole journal of a run is read."""
+PAGE = 1_000
+MAX_SUBJECTS = 1_024
+"""Subjects that `multi_last` answers at most (nats-server)."""
+
+NOT_FOUND = 10037
+STREAM_NOT_FOUND = 10059
+WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
+REFUSED = 10077
+"""Both "this slot is filled" and "the stream is full": read the slot to tell which."""
+
+
+class ApiError(msgspec.Struct):
+    """JetStream's error."""
+
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+class PubAck(msgspec.Struct):
+    """JetStream's answer to a publish."""
+
+    seq: int = 0
+    stream: str = ""
+    duplicate: bool = False
+    error: ApiError | None = None
+
+
+class _Stored(msgspec.Struct):
+    seq: int
+    time: str
+    subject: str = ""
+    data: bytes = b""
+    hdrs: bytes = b""
+
+
+class _GetAnswer(msgspec.Struct):
+    message: _Stored | None = None
+    error: ApiError | None = None
+
+
+_decode_ack = msgspec.json.Decoder(PubAck).decode
+_decode_get = msgspec.json.Decoder(_GetAnswer).decode
+
+NO_RESPONDERS = PubAck(error=ApiError(503, 0, "no stream takes this subject, or JetStream is not available"))
+NO_ANSWER = PubAck(error=ApiError(504, 0, "no acknowledgement in time"))
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Entries of a run and the stream sequence up to which they are all there are."""
+
+    entries: list[Entry]
+    up_to: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A record as read: with its revision, 0 and None where there is none."""
+
+    record: Record | None
+    revision: int
+    data: bytes = b""
+
+
+AckCallback = Callable[[PubAck], None]
+
+
+class Store:
+    """Reads and writes of one namespace, over one connection."""
+
+    def __init__(self, connection: Connection, names: Names) -> None:
+        self.connection = connection
+        self.names = names
+
+    # --- with callbacks: the happy path ------------------------------------------------------------------------------------
+
+    def put(self, subject: str, data: bytes, headers: bytes, done: AckCallback) -> None:
+        """Publish and tell the acknowledgement. Raises NotConnectedError; no answer at all is told nobody."""
+
+        def answered(payload: bytes, block: bytes) -> None:
+            done(read_ack(payload, block))
+
+        self.connection.request(subject, data, answered, headers=headers)
+
+    def put_record(self, record_bytes: bytes, headers: bytes, invocation: str, done: AckCallback) -> None:
+        """Write a record by compare-and-set (the headers say which revision)."""
+        self.put(self.names.record(invocation), record_bytes, headers, done)
+
+    def fetch_record(self, invocation: str, done: Callable[[Stored | None], None]) -> int:
+        """Read a record from the leader; None is told where the answer is neither a record nor "there is none"."""
+
+        def answered(payload: bytes, block: bytes) -> None:
+            try:
+                done(_read_stored(payload, block))
+            except StoreError:
+                done(None)
+
+        return self.connection.request(
+            self.names.get_message(self.names.execution_stream),
+            b'{"last_by_subj":"%b"}' % self.names.record(invocation).encode(),
+            answered,
+        )
+
+    def fetch_journal(
+        self, shard: int, filters: Sequence[str], done: Callable[[Read | None], None]
+    ) -> int:
+        """Read slots, complete up to the sequence told; None is told where the shard did not answer as it should."""
+        entries: list[Entry] = []
+        token = 0
+
+        def answered(payload: bytes, block: bytes) -> None:
+            status = header_block.status(block)
+            if status == 0:
+                entry = _read_direct(payload, block)
+                if entry is not None:
+                    entries.append(entry)
+                return
+            self.connection.forget(token)
+            up_to = journal.field(block, b"Nats-UpTo-Sequence")
+            done(Read(entries, int(up_to)) if status == 204 and up_to.isdigit() else None)
+
+        token = self.connection.request_many(
+            self.names.direct_get(self.names.journal(shard)),
+            msgspec.json.encode({"multi_last": [self.names.anchor(shard), *filters]}),
+            answered,
+        )
+        return token
+
+    def acknowledge(self, ack_subject: str) -> None:
+        """Tell the queue that a command is done with."""
+        self.connection.publish(ack_subject, b"+ACK")
+
+    def hand_back(self, ack_subject: str, delay: float = 0.0) -> None:
+        """Give a command back, to be delivered again after `delay` seconds."""
+        self.connection.publish(ack_subject, b'-NAK {"delay": %d}' % int(delay * 1e9) if delay else b"-NAK")
+
+    # --- with coroutines: everything that is not in a hurry ------------------------------------------------------------------
+
+    async def read_record(self, invocation: str) -> Stored:
+        """The record, from the leader; asks until it is told. Raises StoreError where the bucket is missing."""
+        subject = self.names.get_message(self.names.execution_stream)
+        body = b'{"last_by_subj":"%b"}' % self.names.record(invocation).encode()
+        data, block = await self._ask(subject, body)
+        return _read_stored(data, block)
+
+    async def slot_sequence(self, shard: int, subject: str) -> int:
+        """The stream sequence of a slot's entry, from the leader; 0 where there is none."""
+        body = msgspec.json.encode({"last_by_subj": subject})
+        data, _ = await self._ask(self.names.get_message(self.names.journal(shard)), body)
+        message = _decode_get(data).message
+        return 0 if message is None else message.seq
+
+    async def has_command(self, sequence: int) -> bool:
+        """Whether the command of this sequence is still in the queue."""
+        subject = self.names.get_message(self.names.commands)
+        data, _ = await self._ask(subject, b'{"seq":%d}' % sequence)
+        return _decode_get(data).message is not None
+
+    async def read_journal(self, shard: int, slots: str, minimum: int = 0) -> Read:
+        """All slots of a run, complete at least to sequence `minimum`; asks until it is told."""
+        async for _ in _backoff():
+            future: asyncio.Future[Read | None] = asyncio.get_running_loop().create_future()
+            try:
+                token = self.fetch_journal(shard, [f"{slots}.>"], lambda read: future.done() or future.set_result(read))
+            except NotConnectedError:
+                continue
+            try:
+                async with asyncio.timeout(READ_TIMEOUT):
+                    read = await future
+            except TimeoutError:
+                continue
+            finally:
+                self.connection.forget(token)
+            if read is None or len(read.entries) >= MAX_SUBJECTS - 1:
+                read = await self._read_pages(shard, slots)
+            if read is not None and read.up_to >= minimum:
+                return read
+        raise AssertionError  # _backoff never ends
+
+    async def _read_pages(self, shard: int, slots: str) -> Read | None:
+        """A journal of more subjects than one answer holds: page by page, complete to where the stream was before the first."""
+        future: asyncio.Future[Read | None] = asyncio.get_running_loop().create_future()
+        try:
+            self.fetch_journal(shard, [], lambda read: future.done() or future.set_result(read))
+            async with asyncio.timeout(READ_TIMEOUT):
+                anchor = await future
+            if anchor is None:
+                return None
+            entries: list[Entry] = []
+            start = 1
+            while True:
+                page, pending = await self._read_page(shard, f"{slots}.>", start)
+                entries += page
+                if not page or pending == 0:
+                    return Read(entries, anchor.up_to)
+                start = page[-1].sequence + 1
+        except (NotConnectedError, TimeoutError):
+            return None
+
+    async def _read_page(self, shard: int, subject: str, start: int) -> tuple[list[Entry], int]:
+        entries: list[Entry] = []
+        ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def answered(payload: bytes, block: bytes) -> None:
+            if header_block.status(block) == 0:
+                entry = _read_direct(payload, block)
+                if entry is not None:
+                    entries.append(entry)
+            elif not ended.done():
+                ended.set_result(int(journal.field(block, b"Nats-Num-Pending") or 0))
+
+        token = self.connection.request_many(
+            self.names.direct_get(self.names.journal(shard)),
+            msgspec.json.encode({"next_by_subj": subject, "seq": start, "batch": PAGE}),
+            answered,
+        )
+        try:
+            async with asyncio.timeout(READ_TIMEOUT):
+                return entries, await ended
+        finally:
+            self.connection.forget(token)
+
+    async def write_record(self, record: Record, revision: int) -> int:
+        """Compare-and-set. The new revision, or 0 where another write was first. Tries until the outcome is known.
+
+        Raises StoreError where the bucket is full or missing, PayloadTooLargeError where the record does not fit.
+        """
+        data = record.to_bytes()
+        headers = record_headers(record, revision, secrets.token_urlsafe(12))
+        subject = self.names.record(record.invocation_id)
+        self.check_size(f"the record of {record.invocation_id!r}", data, headers)
+        unknown = False
+        async for _ in _backoff():
+            ack = await self.publish_once(subject, data, headers)
+            if ack.error is None:
+                if not ack.duplicate:
+                    return ack.seq
+                stored = await self.read_record(record.invocation_id)
+                return stored.revision if stored.data == data else 0
+            if ack.error.err_code in WRONG_LAST_SEQUENCE:
+                if not unknown:
+                    return 0
+                stored = await self.read_record(record.invocation_id)
+                return stored.revision if stored.data == data else 0
+            if ack.error.err_code == REFUSED:
+                raise StoreError(
+                    f"bucket {self.names.execution_bucket} is full ({ack.error.description}): raise its max_bytes or purge "
+                    "finished runs", self.names.execution_bucket,
+                )
+            unknown = True
+        raise AssertionError  # _backoff never ends
+
+    async def publish_once(self, subject: str, data: bytes, headers: bytes) -> PubAck:
+        """One publish; every way of not being acknowledged is an error of the PubAck."""
+        try:
+            answer = await self.connection.ask(subject, data, headers=headers, timeout=WRITE_TIMEOUT)
+        except NoRespondersError:
+            return NO_RESPONDERS
+        except (TimeoutError, NotConnectedError):
+            return NO_ANSWER
+        return read_ack(answer.data, answer.headers)
+
+    async def publish(self, subject: str, data: bytes, headers: bytes) -> PubAck:
+        """Publish until JetStream says yes or no."""
+        async for _ in _backoff():
+            ack = await self.publish_once(subject, data, headers)
+            if ack.error is None or ack.error.err_code:
+                return ack
+        raise AssertionError  # _backoff never ends
+
+    async def purge(self, stream: str, subject: str, keep_from: int = 0) -> None:
+        """Remove what matches, below sequence `keep_from` where given (a compare-and-purge)."""
+        body: dict[str, object] = {"filter": subject}
+        if keep_from:
+            body["seq"] = keep_from
+        await self._ask(f"$JS.API.STREAM.PURGE.{stream}", msgspec.json.encode(body))
+
+    def check_size(self, what: str, data: bytes, headers: bytes) -> None:
+        """Raise PayloadTooLargeError where a message does not fit into the server's `max_payload`."""
+        size, limit = len(data) + len(headers), self.connection.max_payload
+        if size > limit:
+            raise PayloadTooLargeError(what, size, limit)
+
+    async def _ask(self, subject: str, data: bytes) -> tuple[bytes, bytes]:
+        """Ask JetStream's API until it answers."""
+        async for _ in _backoff():
+            try:
+                answer = await self.connection.ask(subject, data, timeout=READ_TIMEOUT)
+            except (TimeoutError, NotConnectedError, NoRespondersError):
+                continue
+            if not _is_unavailable(answer.data):
+                return answer.data, answer.headers
+        raise AssertionError  # _backoff never ends
+
+
+def read_ack(data: bytes, block: bytes) -> PubAck:
+    """JetStream's answer to a publish, whatever it looks like."""
+    if block and header_block.is_no_responders(block):
+        return NO_RESPONDERS
+    try:
+        return _decode_ack(data)
+    except msgspec.DecodeError:
+        return PubAck(error=ApiError(500, 0, f"not a publish acknowledgement: {data[:100]!r}"))
+
+
+def _read_stored(data: bytes, block: bytes) -> Stored:
+    if block and header_block.is_no_responders(block):
+        raise StoreError("JetStream is not available")
+    answer = _decode_get(data)
+    if answer.message is not None:
+        if not answer.message.data:  # an operator's delete or purge marker
+            return Stored(None, answer.message.seq)
+        return Stored(Record.from_bytes(answer.message.data), answer.message.seq, answer.message.data)
+    error = answer.error or ApiError()
+    if error.err_code == NOT_FOUND:
+        return Stored(None, 0)
+    raise StoreError(f"reading a record: {error.description}")
+
+
+def _read_direct(data: bytes, block: bytes) -> Entry | None:
+    return journal.read_entry(
+        journal.field(block, b"Nats-Subject"),
+        int(journal.field(block, b"Nats-Sequence")),
+        journal.parse_time(journal.field(block, b"Nats-Time-Stamp")),
+        data,
+        block,
+    )
+
+
+def _is_unavailable(data: bytes) -> bool:
+    """A leader change: 10008 and its kin, which mean "again"."""
+    if b'"error"' not in data:
+        return False
+    try:
+        error = _decode_get(data).error
+    except msgspec.DecodeError:
+        return False
+    return error is not None and error.code in (503, 500) and error.err_code != STREAM_NOT_FOUND
+
+
+async def _backoff(first: float = 0.05, most: float = 2.0):  # type: ignore[no-untyped-def]
+    """Turns with growing pauses between them, for ever: the caller's task is cancelled with its run or its processor."""
+    pause = first
+    while True:
+        yield
+        await asyncio.sleep(pause * random.uniform(0.7, 1.3))  # noqa: S311  # spreads load
+        pause = min(pause * 2, most)
