@@ -1,10 +1,10 @@
 """gRPC services on NATS subjects.
 
-    async with mesh.connect("nats://127.0.0.1:4222") as m:
-        server = mesh.Server(m)
-        add_HelloServiceServicer_to_server(HelloService(), server)
-        await server.start()
-        reply = await HelloServiceStub(m.channel).SayHello(HelloRequest(name="World"), timeout=2)
+async with mesh.connect("nats://127.0.0.1:4222") as m:
+    server = mesh.Server(m)
+    add_HelloServiceServicer_to_server(HelloService(), server)
+    await server.start()
+    reply = await HelloServiceStub(m.channel).SayHello(HelloRequest(name="World"), timeout=2)
 """
 
 from mesh.adapters.grpcio import Channel, Server, ServicerContext

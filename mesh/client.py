@@ -218,12 +218,16 @@ class Caller:
         if question is None:
             question = self._questions[subject] = self.loop.create_future()
             timer = self.loop.call_later(QUESTION_TIMEOUT, _settle, question, None)
-            question.add_done_callback(lambda _: (timer.cancel(), self._questions.pop(subject, None)))
+            question.add_done_callback(functools.partial(self._forget_question, subject, timer))
             try:
                 self.connection.request(subject, b"", functools.partial(_on_methods, question))
             except NotConnectedError:
                 question.set_result(None)
         return await asyncio.shield(question)
+
+    def _forget_question(self, subject: str, timer: asyncio.TimerHandle, _question: object) -> None:
+        timer.cancel()
+        self._questions.pop(subject, None)
 
 
 def _settle(future: "asyncio.Future[Any]", value: Any) -> None:
@@ -268,9 +272,7 @@ class Call:
     _wait_for_ready = False
     _undelivered_times = 0
 
-    def __init__(
-        self, caller: Caller, target: Target, data: bytes, decode: Callable[[bytes], Any] | None
-    ) -> None:
+    def __init__(self, caller: Caller, target: Target, data: bytes, decode: Callable[[bytes], Any] | None) -> None:
         self._caller = caller
         self.target = target
         self._data = data
@@ -299,9 +301,7 @@ class Call:
         if caller.sweeper is None:
             caller.arm()
 
-    def start_with(
-        self, timeout: float | None, metadata: object = None, *, wait_for_ready: bool = False
-    ) -> None:
+    def start_with(self, timeout: float | None, metadata: object = None, *, wait_for_ready: bool = False) -> None:
         """Send with what a call may have. A deadline of the handler we are in is inherited (M-A7).
 
         Raises ValueError or TypeError for metadata that gRPC does not allow; nothing is sent then.
@@ -349,13 +349,10 @@ class Call:
     def _too_large(self, size: int) -> None:
         caller = self._caller
         if size > caller.max_send_bytes:
-            limit, name = caller.max_send_bytes, "grpc.max_send_message_length"
+            text = wire.too_large("request", size, caller.max_send_bytes, wire.SEND_LIMIT)
         else:
-            limit, name = caller.connection.max_payload, "the NATS server's max_payload, headers included"
-        self.fail(
-            Code.RESOURCE_EXHAUSTED,
-            f"request of {size} bytes is larger than the limit of {limit} bytes ({name})",
-        )
+            text = wire.too_large("request", size, caller.connection.max_payload, wire.SERVER_LIMIT)
+        self.fail(Code.RESOURCE_EXHAUSTED, text)
 
     async def _send_in_turn(self) -> None:
         if await self._caller.wait_turn():
@@ -424,20 +421,15 @@ class Call:
     def _take(self, data: bytes) -> None:
         limit = self._caller.max_receive_bytes
         if len(data) > limit:
-            self.fail(
-                Code.RESOURCE_EXHAUSTED,
-                f"reply of {len(data)} bytes is larger than the limit of {limit} bytes (grpc.max_receive_message_length)",
-            )
+            self.fail(Code.RESOURCE_EXHAUSTED, wire.too_large("reply", len(data), limit, wire.RECEIVE_LIMIT))
             return
         if self._decode is None:
             self._response = data
         else:
             try:
                 self._response = self._decode(data)
-            except Exception as error:  # whatever a decoder raises: the call ends, the read loop goes on
-                self.fail(
-                    Code.INTERNAL, f"the reply does not decode as {codec.type_name(self._decode)}: {error}"
-                )
+            except Exception as error:  # noqa: BLE001  # whatever a decoder raises: the call ends, the read loop goes on
+                self.fail(Code.INTERNAL, f"the reply does not decode as {codec.type_name(self._decode)}: {error}")
                 return
         self._finish()
 
@@ -478,9 +470,7 @@ class Call:
         """End the call with this code, unless it has ended."""
         if self._done:
             return
-        self._error = self.error_class(
-            code, details, initial_metadata=self._initial, trailing_metadata=self._trailing
-        )
+        self._error = self.error_class(code, details, initial_metadata=self._initial, trailing_metadata=self._trailing)
         self._finish()
 
     def cancel(self) -> bool:
@@ -606,4 +596,3 @@ async def describe_service(
     if not outcome.ok:
         raise RpcError(outcome.code, outcome.details)
     return outcome.data
-

@@ -55,9 +55,7 @@ def is_json(content_type: str) -> bool:
         return True
     if kind in _PROTOBUF_TYPES:
         return False
-    raise UnknownContentTypeError(
-        f"Content-Type {content_type[:100]!r} is neither {PROTOBUF} nor {JSON}"
-    )
+    raise UnknownContentTypeError(f"Content-Type {content_type[:100]!r} is neither {PROTOBUF} nor {JSON}")
 
 
 def google_json(request: type[Message], response: type[Message]) -> JsonCodec:
@@ -73,9 +71,7 @@ def google_json(request: type[Message], response: type[Message]) -> JsonCodec:
 
     def encode(message: Message) -> bytes:
         if not isinstance(message, response):
-            raise TypeError(
-                f"expected {response.DESCRIPTOR.full_name}, not {type(message).__name__}"
-            )
+            raise TypeError(f"expected {response.DESCRIPTOR.full_name}, not {type(message).__name__}")
         return json_format.MessageToJson(message, indent=None).encode()
 
     return JsonCodec(decode, encode)

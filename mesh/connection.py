@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Self
 
 from mesh import headers as header_block
@@ -45,6 +45,7 @@ class Connection:
         self._client = GuardedClient()
         self._client.permission_error = self._permission_error
         self._callbacks: dict[int, Callable[[bytes, bytes], None]] = {}
+        self._streams: dict[int, Callable[[bytes, bytes], None]] = {}
         self._token = 0
         self._inbox = ""
         self._inbox_cut = 0
@@ -140,13 +141,15 @@ class Connection:
         """Messages dropped because they or their handler raised."""
         return self._client.bad_messages
 
-    def on_state(self, callback: Callable[[str], None]) -> None:
-        """Be told `disconnected`, `reconnected` or `closed`."""
+    def on_state(self, callback: Callable[[str], None]) -> Callable[[], None]:
+        """Be told `disconnected`, `reconnected` or `closed`. Call what is returned to be told no more."""
         self._state_listeners.append(callback)
+        return lambda: self._state_listeners.remove(callback)
 
-    def on_permission_error(self, callback: Callable[[str, str], None]) -> None:
-        """Be told what the server refused: `publish` or `subscription`, and the subject."""
+    def on_permission_error(self, callback: Callable[[str, str], None]) -> Callable[[], None]:
+        """Be told what the server refused: `publish` or `subscription`, and the subject. Returns as `on_state`."""
         self._permission_listeners.append(callback)
+        return lambda: self._permission_listeners.remove(callback)
 
     # --- publish, subscribe, request ----------------------------------------------------------------------------------------
 
@@ -176,6 +179,22 @@ class Connection:
         """End a subscription."""
         self._client.raw_unsubscribe(sid)
 
+    async def retire(self, sids: Iterable[int], timeout: float = 5.0) -> None:
+        """End subscriptions without losing a message that the server has sent our way already.
+
+        Handlers are called until the server is known to have ended them, then no more.
+        """
+        ended = list(sids)
+        for sid in ended:
+            self._client.raw_end_interest(sid)
+        try:
+            await self.round_trip(timeout)
+        except (TimeoutError, NotConnectedError):
+            logger.warning("%d subscriptions ended without the server's word", len(ended))
+        finally:
+            for sid in ended:
+                self.unsubscribe(sid)
+
     def request(
         self, subject: str, data: bytes, callback: Callable[[bytes, bytes], None], *, headers: bytes = b""
     ) -> int:
@@ -189,9 +208,24 @@ class Connection:
         self._callbacks[token] = callback
         return token
 
+    def request_many(
+        self, subject: str, data: bytes, callback: Callable[[bytes, bytes], None], *, headers: bytes = b""
+    ) -> int:
+        """As `request`, but `callback` gets every answer until the token is forgotten."""
+        self._token += 1
+        token = self._token
+        self.publish(subject, data, reply=f"{self._inbox}.{token}", headers=headers)
+        self._streams[token] = callback
+        return token
+
+    def reply_subject(self, token: int) -> str:
+        """The reply subject of a request: what its receiver knows it by, in the same account."""
+        return f"{self._inbox}.{token}"
+
     def forget(self, token: int) -> None:
-        """Take no interest in the answer to a request any more."""
-        self._callbacks.pop(token, None)
+        """Take no interest in the answers to a request any more."""
+        if self._callbacks.pop(token, None) is None:
+            self._streams.pop(token, None)
 
     async def ask(self, subject: str, data: bytes = b"", *, headers: bytes = b"", timeout: float) -> Answer:
         """Request and wait for the answer.
@@ -215,7 +249,8 @@ class Connection:
         return answer
 
     def _on_answer(self, subject: str, reply: str, data: bytes, block: bytes) -> None:
-        callback = self._callbacks.pop(int(subject[self._inbox_cut :]), None)
+        token = int(subject[self._inbox_cut :])
+        callback = self._callbacks.pop(token, None) or self._streams.get(token)
         if callback is not None:
             callback(data, block)
 
@@ -268,7 +303,7 @@ class Connection:
                     await self._client.force_reconnect()
 
     def _tell(self, state: str) -> None:
-        for listener in self._state_listeners:
+        for listener in tuple(self._state_listeners):
             try:
                 listener(state)
             except Exception:  # a listener's fault must not end nats-py's reconnect task
@@ -295,7 +330,7 @@ class Connection:
 
     def _permission_error(self, operation: str, subject: str) -> None:
         logger.error("the server refuses this user %s to %r", operation, subject)
-        for listener in self._permission_listeners:
+        for listener in tuple(self._permission_listeners):
             try:
                 listener(operation, subject)
             except Exception:  # as in _tell

@@ -40,7 +40,7 @@ class MeshError(Exception):
     """Everything that this package raises by itself."""
 
 
-class RpcError(MeshError, grpc.aio.AioRpcError):  # type: ignore[misc]  # grpcio has no types
+class RpcError(MeshError, grpc.aio.AioRpcError):
     """A call that did not end OK. Raised at the call's await; the call is over.
 
     `code()` is a `grpc.StatusCode`, `details()` the text, `initial_metadata()` and
@@ -65,15 +65,15 @@ class RpcError(MeshError, grpc.aio.AioRpcError):  # type: ignore[misc]  # grpcio
         self.args = (code, details)
 
     def __str__(self) -> str:
-        return f"{self._code.name}: {self._details or ''}"
+        return f"{self.code().name}: {self.details() or ''}"
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._code.name}, {self._details!r})"
+        return f"{type(self).__name__}({self.code().name}, {self.details()!r})"
 
     def __reduce__(self) -> Any:
         """Pickle by code, details and metadata: an RpcError may cross a process border."""
-        metadata = (list(self._initial_metadata or ()), list(self._trailing_metadata or ()))
-        return (_rebuild, (type(self), self._code, self._details, *metadata))
+        metadata = (list(self.initial_metadata() or ()), list(self.trailing_metadata() or ()))
+        return (_rebuild, (type(self), self.code(), self.details(), *metadata))
 
 
 def _rebuild(
@@ -108,9 +108,7 @@ class ConnectError(MeshError):
     """No server took the connection. `where` describes it without secrets, `reason` is the last refusal."""
 
     def __init__(self, where: str, reason: str) -> None:
-        super().__init__(
-            f"cannot connect to {where}: {reason}; is the server running, and are the credentials right?"
-        )
+        super().__init__(f"cannot connect to {where}: {reason}; is the server running, and are the credentials right?")
         self.where = where
         self.reason = reason
 

@@ -88,6 +88,11 @@ class GuardedClient(Client):
         if self._subs.pop(sid, None) is not None and self._status == Client.CONNECTED:
             self.send(f"UNSUB {sid}\r\n".encode())
 
+    def raw_end_interest(self, sid: int) -> None:
+        """Ask the server to send no more; what is on its way still reaches the handler."""
+        if sid in self._subs and self._status == Client.CONNECTED:
+            self.send(f"UNSUB {sid}\r\n".encode())
+
     @property
     def write_buffer_bytes(self) -> int:
         """Bytes accepted by the transport and not yet taken by the kernel; 0 where the transport does not tell."""

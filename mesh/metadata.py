@@ -115,9 +115,7 @@ def _decode_base64(text: str) -> bytes:
 
 def is_key(key: str) -> bool:
     """Whether gRPC allows this key in metadata that we received."""
-    return _KEY.fullmatch(key) is not None and (
-        not key.startswith("grpc-") or key == STATUS_DETAILS_KEY
-    )
+    return _KEY.fullmatch(key) is not None and (not key.startswith("grpc-") or key == STATUS_DETAILS_KEY)
 
 
 def encode_message(text: str) -> str:

@@ -52,6 +52,69 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
+def fault(verb: str, document: object) -> str:
+    """What is wrong with somebody's answer to a verb, `""` if nothing is (ADR-32, jsm.go's schemas).
+
+    What the ADR calls optional may be missing; `metadata` may be null.
+    """
+    if not isinstance(document, dict):
+        return "not a JSON object"
+    if document.get("type") != TYPES[verb]:
+        return f"type is {document.get('type')!r:.80}, not {TYPES[verb]!r}"
+    return _standard_fault(document) or (
+        "" if verb == PING else _info_fault(document) if verb == INFO else _stats_fault(document)
+    )
+
+
+def _standard_fault(document: dict[str, Any]) -> str:
+    for key, pattern in (("name", _NAME), ("id", None), ("version", _VERSION)):
+        value = document.get(key)
+        if not isinstance(value, str) or not value or (pattern is not None and not pattern.fullmatch(value)):
+            return f"{key} is {value!r:.80}"
+    return _metadata_fault(document.get("metadata"))
+
+
+def _metadata_fault(metadata: object) -> str:
+    if metadata is None:
+        return ""
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        return "metadata is not an object of strings"
+    return ""
+
+
+def _endpoints(document: dict[str, Any]) -> list[Any]:
+    found = document.get("endpoints")
+    return [] if found is None else found if isinstance(found, list) else [None]
+
+
+def _info_fault(document: dict[str, Any]) -> str:
+    if not isinstance(document.get("description", ""), str):
+        return "description is not a string"
+    for endpoint in _endpoints(document):
+        if not isinstance(endpoint, dict):
+            return "endpoints is not a list of objects"
+        for key in ("name", "subject"):
+            if not isinstance(endpoint.get(key), str):
+                return f"{key} of an endpoint is {endpoint.get(key)!r:.80}"
+        if problem := _metadata_fault(endpoint.get("metadata")):
+            return f"{problem} (endpoint {endpoint['name']!r:.80})"
+    return ""
+
+
+def _stats_fault(document: dict[str, Any]) -> str:
+    for endpoint in _endpoints(document):
+        if not isinstance(endpoint, dict):
+            return "endpoints is not a list of objects"
+        for key in ("name", "subject"):
+            if not isinstance(endpoint.get(key), str):
+                return f"{key} of an endpoint is {endpoint.get(key)!r:.80}"
+        for key in ("num_requests", "num_errors", "processing_time", "average_processing_time"):
+            value = endpoint.get(key)
+            if not isinstance(value, int) or isinstance(value, bool):
+                return f"{key} of endpoint {endpoint['name']!r:.80} is {value!r:.80}, not an integer"
+    return ""
+
+
 class EndpointStats:
     """Counters of one endpoint. Plain attributes, since every request writes to them."""
 
@@ -125,7 +188,7 @@ class EndpointInfo:
         try:
             answer["data"] = self.extra() if self.extra else stats.data()
             json.dumps(answer["data"])
-        except Exception:  # a user's stats handler must not silence the answer (ADR-32)
+        except Exception:  # noqa: BLE001  # a user's stats handler must not silence the answer (ADR-32)
             answer.pop("data", None)
         return answer
 

@@ -37,6 +37,8 @@ MAX_SKEW = 1.0
 """Seconds that two clocks may differ before `Mesh-Deadline` is ignored (M-D3)."""
 ABANDON_AFTER = 1.0
 """Seconds that a stopped server waits for handlers that it cancelled."""
+MAX_SECONDS = 10 * 365 * 86_400.0
+"""A deadline further away is this far away: gRPC's syntax reaches 11,000 years, event loops do not."""
 MAX_QUESTION_BYTES = 2048
 
 
@@ -207,9 +209,9 @@ class ServerCall:
 
     def set_details(self, details: str) -> None:
         """The text of the status that the call ends with."""
-        self._details = details if isinstance(details, str) else bytes(details).decode("utf-8", "replace")
+        self._details = str(details)
 
-    def code(self) -> grpc.StatusCode | None:
+    def code(self) -> Any:
         """The status set so far, None if none was."""
         return self._code
 
@@ -217,9 +219,7 @@ class ServerCall:
         """The text set so far."""
         return self._details
 
-    async def abort(
-        self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()
-    ) -> NoReturn:
+    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()) -> NoReturn:
         """End the call with this status, at once: what the handler does after it changes nothing.
 
         Raises grpc.aio.AbortError, which the handler lets pass.
@@ -237,7 +237,7 @@ class ServerCall:
         """As `abort`, from a `grpc.Status` (rich status details)."""
         self.abort_now(status.code, status.details, status.trailing_metadata)
 
-    def time_remaining(self) -> float | None:
+    def time_remaining(self) -> Any:
         """Seconds left to the caller's deadline, None without one."""
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
@@ -267,9 +267,7 @@ def _kind(value: object) -> str:
     return type(value).__name__
 
 
-def _failure(
-    code: grpc.StatusCode, details: str, initial: object, trailing: object, is_json: bool, room: int
-) -> Reply:
+def _failure(code: grpc.StatusCode, details: str, initial: object, trailing: object, is_json: bool, room: int) -> Reply:
     """The failure, without metadata where it would not fit or cannot be encoded."""
     with contextlib.suppress(ValueError, TypeError):
         reply = wire.encode_failure(code, details, initial=initial, trailing=trailing, as_json=is_json)
@@ -366,22 +364,21 @@ class Endpoint:
                     text = "the deadline had passed when the request was read; it was not started"
                     self._refuse(reply, head, began_ns, Code.DEADLINE_EXCEEDED, text)
                     return
-                deadline = time.monotonic() + left
+                deadline = time.monotonic() + min(left, MAX_SECONDS)
         call = self._call_class(self, reply, head, began_ns)
         if host.in_flight >= host.max_concurrent:
             self.stats.rejected += 1
             text = f"the server has its maximum of {host.max_concurrent} concurrent calls"
             call.fail(Code.RESOURCE_EXHAUSTED, text)
         elif len(data) > host.max_receive_bytes:
-            call.fail(Code.RESOURCE_EXHAUSTED, host.request_too_large(len(data)))
+            text = wire.too_large("request", len(data), host.max_receive_bytes, wire.RECEIVE_LIMIT)
+            call.fail(Code.RESOURCE_EXHAUSTED, text)
         elif self._function is None:
             call.fail(Code.UNIMPLEMENTED, f"{self.method.path} is a stream: streams are not there yet")
         else:
-            self._start(call, data, deadline)
+            self._start(self._function, call, data, deadline)
 
-    def _refuse(
-        self, reply: str, head: RequestHead, began_ns: int, code: grpc.StatusCode, text: str
-    ) -> None:
+    def _refuse(self, reply: str, head: RequestHead, began_ns: int, code: grpc.StatusCode, text: str) -> None:
         self._call_class(self, reply, head, began_ns).fail(code, text)
 
     def _claim(self, call: ServerCall, data: bytes, deadline: float | None) -> bool:
@@ -404,10 +401,10 @@ class Endpoint:
 
     # --- run -------------------------------------------------------------------------------------
 
-    def _start(self, call: ServerCall, data: bytes, deadline: float | None) -> None:
+    def _start(self, function: Function, call: ServerCall, data: bytes, deadline: float | None) -> None:
         try:
             request = self._decode_json(data) if call.head.is_json else self._decode(data)
-        except Exception as error:  # a decoder raises what it likes; the request is at fault
+        except Exception as error:  # noqa: BLE001  # a decoder raises what it likes; the request is at fault
             self.stats.malformed += 1
             name = self.method.request_type or codec.type_name(self._decode)
             call.fail(Code.INVALID_ARGUMENT, f"the request does not decode as {name}: {error}")
@@ -420,17 +417,17 @@ class Endpoint:
         host.in_flight += 1
         self.stats.in_flight += 1
         host.calls.add(call)
-        call.task = self._create_task(self._run(call, request))
+        call.task = self._create_task(self._run(function, call, request))
 
-    async def _run(self, call: ServerCall, request: Any) -> None:
+    async def _run(self, function: Function, call: ServerCall, request: Any) -> None:
         scope.serving.set(call)
         try:
-            response = await self._function(request, call)  # type: ignore[misc]  # None is never started
+            response = await function(request, call)
         except asyncio.CancelledError:
             call.fail(Code.CANCELLED, "the handler was cancelled")
         except grpc.aio.AbortError:
             pass  # answered by abort()
-        except Exception as error:  # the top of a handler's task
+        except Exception as error:  # noqa: BLE001  # the top of a handler's task
             self._raised(call, error)
         else:
             call.succeed(response)
@@ -442,7 +439,7 @@ class Endpoint:
             logger.error("%s raised", self.method.path, exc_info=error)
         code = call.code()
         text = f"Unexpected {type(error)}: {error}"
-        call.fail(Code.UNKNOWN if code in (None, Code.OK) else code, text)  # type: ignore[arg-type]
+        call.fail(Code.UNKNOWN if code in (None, Code.OK) else code, text)
 
     def _finish(self, call: ServerCall) -> None:
         host = self.host
@@ -525,6 +522,8 @@ class Host:
         self.is_started = False
         self.is_stopping = False
         self.stopped = asyncio.Event()
+        self._stop_at = 0.0
+        self._hurry = asyncio.Event()
         self._sids: list[int] = []
         self._subjects: set[str] = set()
         self._refused: list[PermissionDeniedError] = []
@@ -532,8 +531,10 @@ class Host:
         self.room = 0
         """Bytes that a message may have, headers included: the smallest limit that applies now."""
         self._measure()
-        connection.on_state(self._on_state)
-        connection.on_permission_error(self._on_refused)
+        self._listening = [
+            connection.on_state(self._on_state),
+            connection.on_permission_error(self._on_refused),
+        ]
 
     def add(self, definition: ServiceDefinition) -> HostedService:
         """Take a service in; before `start`. Raises RuntimeError after it, ValueError for one twice."""
@@ -595,7 +596,9 @@ class Host:
                 self._subscribe(subject, handler)
         for cluster in (None,) if self.cluster is None else (None, self.cluster):
             at = subjects.service_subject(hosted.service, self.prefix, cluster)
-            self._subscribe(subjects.question_subject(at, "*"), functools.partial(self._on_question, hosted), self.queue_group)
+            self._subscribe(
+                subjects.question_subject(at, "*"), functools.partial(self._on_question, hosted), self.queue_group
+            )
             self._subscribe(subjects.call_subject(f"{at}.*"), self._on_call_question)
             for name, endpoint in hosted.endpoints.items():
                 subject = subjects.method_subject(hosted.service, name, self.prefix, cluster)
@@ -634,7 +637,6 @@ class Host:
             return
         self.is_stopping = True
         self._stop_at = until
-        self._hurry = asyncio.Event()
         self.idle = asyncio.Event()
         sids, self._sids = self._sids, []
         if sids:
@@ -643,6 +645,8 @@ class Host:
         await self._cut_off_calls()
         with contextlib.suppress(TimeoutError, NotConnectedError):
             await self.connection.round_trip()
+        for stop_listening in self._listening:
+            stop_listening()
         self.stopped.set()
 
     async def _finish_calls(self) -> None:
@@ -677,17 +681,10 @@ class Host:
             logger.debug("an answer was lost: no connection")
 
     def too_large(self, what: str, size: int, headers_size: int) -> str:
-        """The text of a message over a limit, naming both."""
+        """The text of a message over the limit that applies to it."""
         if size > self.max_send_bytes:
-            return f"{what} of {size} bytes is larger than the limit of {self.max_send_bytes} bytes (grpc.max_send_message_length)"
-        return (
-            f"{what} of {size + headers_size} bytes, headers included, is larger than the limit of "
-            f"{self.connection.max_payload} bytes (the NATS server's max_payload)"
-        )
-
-    def request_too_large(self, size: int) -> str:
-        """The text of a request over the limit."""
-        return f"request of {size} bytes is larger than the limit of {self.max_receive_bytes} bytes (grpc.max_receive_message_length)"
+            return wire.too_large(what, size, self.max_send_bytes, wire.SEND_LIMIT)
+        return wire.too_large(what, size + headers_size, self.connection.max_payload, wire.SERVER_LIMIT)
 
     def time_left(self, head: RequestHead) -> float | None:
         """Seconds until a request must be done, by `Grpc-Timeout` and `Mesh-Deadline` (M-D3); None for ever."""
@@ -714,9 +711,7 @@ class Host:
     ) -> None:
         self.publish(reply, hosted.info.answer(verb), b"")
 
-    def _on_question(
-        self, hosted: HostedService, subject: str, reply: str, _data: bytes, _block: bytes
-    ) -> None:
+    def _on_question(self, hosted: HostedService, subject: str, reply: str, _data: bytes, _block: bytes) -> None:
         question = subject.rpartition(".")[2]
         if question == subjects.METHODS_QUESTION:
             answer = wire.encode_json({"id": hosted.id, "methods": list(hosted.endpoints)})

@@ -59,7 +59,7 @@ def check_prefix(prefix: str) -> str:
 
 def check_cluster(cluster: str) -> str:
     """A cluster's name, one token of letters, digits, `-` and `_` (M-H3); else InvalidNameError."""
-    if not isinstance(cluster, str) or not _TOKEN.fullmatch(cluster) or len(cluster) > 128:
+    if not _TOKEN.fullmatch(cluster) or len(cluster) > 128:
         raise InvalidNameError(f"{cluster!r:.200} is not the name of a cluster: one token of A-Za-z0-9_-")
     return cluster
 
@@ -77,9 +77,7 @@ def service_subject(service: str, prefix: str = DEFAULT_PREFIX, cluster: str | N
     return subject if cluster is None else f"{check_cluster(cluster)}.{subject}"
 
 
-def method_subject(
-    service: str, method: str, prefix: str = DEFAULT_PREFIX, cluster: str | None = None
-) -> str:
+def method_subject(service: str, method: str, prefix: str = DEFAULT_PREFIX, cluster: str | None = None) -> str:
     """Where a method takes its requests. Raises InvalidNameError for anything that is not a name."""
     return f"{service_subject(service, prefix, cluster)}.{check_method(method)}"
 

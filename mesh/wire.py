@@ -143,9 +143,7 @@ def _read_engine_metadata(head: RequestHead, user: list[Pair]) -> None:
     for key, value in user:
         if key == RUN_KEY:
             if not (isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 18):
-                raise BadRequestError(
-                    grpc.StatusCode.INVALID_ARGUMENT, f"{RUN_KEY} {value!r:.40} is not a number"
-                )
+                raise BadRequestError(grpc.StatusCode.INVALID_ARGUMENT, f"{RUN_KEY} {value!r:.40} is not a number")
             head.run = int(value)
 
 
@@ -291,15 +289,31 @@ def _read_reply(data: bytes, found: dict[str, str]) -> Outcome:
             message = metadata.decode_message(value)
     if error is None and error_code is None and grpc_status in (None, "0"):
         return Outcome(True, status.OK, "", tuple(initial), tuple(trailing), None, grpc_status is not None, data)
-    http_code = int(error_code) if error_code and error_code.isascii() and error_code.isdigit() and len(error_code) < 6 else None
-    number = int(grpc_status) if grpc_status and grpc_status.isascii() and grpc_status.isdigit() and len(grpc_status) < 4 else None
+    http_code = (
+        int(error_code)
+        if error_code and error_code.isascii() and error_code.isdigit() and len(error_code) < 6
+        else None
+    )
+    number = (
+        int(grpc_status)
+        if grpc_status and grpc_status.isascii() and grpc_status.isdigit() and len(grpc_status) < 4
+        else None
+    )
     if number == 0:  # a status of OK beside an error contradicts itself: the error counts
         number = None
     code = status.from_http(http_code) if number is None else status.from_number(number)
     details = message if message is not None else (error or "")
-    return Outcome(
-        False, code, details, tuple(initial), tuple(trailing), http_code, number is not None, data
-    )
+    return Outcome(False, code, details, tuple(initial), tuple(trailing), http_code, number is not None, data)
+
+
+SEND_LIMIT = "grpc.max_send_message_length"
+RECEIVE_LIMIT = "grpc.max_receive_message_length"
+SERVER_LIMIT = "the NATS server's max_payload, headers included"
+
+
+def too_large(what: str, size: int, limit: int, name: str) -> str:
+    """The text of a message over a limit: its size, the limit, and which one it is (M-A3)."""
+    return f"{what} of {size} bytes is larger than the limit of {limit} bytes ({name})"
 
 
 def encode_json(value: Any) -> bytes:

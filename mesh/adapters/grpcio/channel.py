@@ -12,7 +12,7 @@ from mesh.errors import RpcError
 from mesh.scope import serving
 
 
-class UnaryUnaryCall(Call, grpc.aio.UnaryUnaryCall):  # type: ignore[misc]  # grpcio has no types
+class UnaryUnaryCall(Call, grpc.aio.UnaryUnaryCall[Any, Any]):
     """grpc.aio's call object of a unary call."""
 
     async def initial_metadata(self) -> grpc.aio.Metadata:
@@ -45,7 +45,7 @@ class UnaryUnaryCall(Call, grpc.aio.UnaryUnaryCall):  # type: ignore[misc]  # gr
             raise self._error
 
 
-class UnaryUnaryMethod(grpc.aio.UnaryUnaryMultiCallable):  # type: ignore[misc]
+class UnaryUnaryMethod(grpc.aio.UnaryUnaryMultiCallable[Any, Any]):
     """A stub's unary method."""
 
     def __init__(
@@ -68,7 +68,7 @@ class UnaryUnaryMethod(grpc.aio.UnaryUnaryMultiCallable):  # type: ignore[misc]
         metadata: Any = None,
         credentials: Any = None,
         wait_for_ready: bool | None = None,
-        compression: Any = None,  # noqa: ARG002  # accepted, without effect on NATS (M-C9)
+        compression: Any = None,  # accepted, without effect on NATS (M-C9)
     ) -> UnaryUnaryCall:
         """Send; await what is returned for the response.
 
@@ -88,8 +88,10 @@ class UnaryUnaryMethod(grpc.aio.UnaryUnaryMultiCallable):  # type: ignore[misc]
 
 
 class _StreamMethod(
-    grpc.aio.UnaryStreamMultiCallable, grpc.aio.StreamUnaryMultiCallable, grpc.aio.StreamStreamMultiCallable
-):  # type: ignore[misc]
+    grpc.aio.UnaryStreamMultiCallable[Any, Any],
+    grpc.aio.StreamUnaryMultiCallable[Any, Any],
+    grpc.aio.StreamStreamMultiCallable[Any, Any],
+):
     """A stub's streaming method."""
 
     def __init__(self, path: str) -> None:
@@ -102,7 +104,7 @@ class _StreamMethod(
         )
 
 
-class Channel(grpc.aio.Channel):  # type: ignore[misc]
+class Channel(grpc.aio.Channel):
     """What stubs are made with. Calls go to subjects; closing it leaves the connection open."""
 
     def __init__(self, caller: Caller, cluster: str | None = None) -> None:
@@ -133,9 +135,9 @@ class Channel(grpc.aio.Channel):  # type: ignore[misc]
 
     def request(self, name: str, cardinality: Any, request_type: Any, reply_type: Any, **kwargs: Any) -> Any:
         """What grpclib's and betterproto's stubs call: see `mesh.adapters.grpclib`."""
-        from mesh.adapters import grpclib  # noqa: PLC0415  # an optional library
+        from mesh.adapters.grpclib import open_stream  # noqa: PLC0415  # an optional library
 
-        return grpclib.open_stream(self._caller, self._target(name), cardinality, request_type, reply_type, **kwargs)
+        return open_stream(self._caller, self._target(name), cardinality, request_type, reply_type, **kwargs)
 
     async def __aenter__(self) -> Self:
         return self
@@ -146,7 +148,7 @@ class Channel(grpc.aio.Channel):  # type: ignore[misc]
     async def close(self, grace: float | None = None) -> None:
         """Nothing: the connection is closed by whoever opened it (M-C2)."""
 
-    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:  # noqa: ARG002
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
         """READY while connected to NATS, SHUTDOWN when that is closed, else TRANSIENT_FAILURE."""
         connection = self._caller.connection
         if connection.is_connected:

@@ -9,14 +9,14 @@ import grpc.aio
 from mesh.server import ServerCall
 
 
-class ServicerContext(ServerCall, grpc.aio.ServicerContext):  # type: ignore[misc]
+class ServicerContext(ServerCall, grpc.aio.ServicerContext[Any, Any]):
     """grpc.aio's servicer context of a unary call."""
 
     async def read(self) -> NoReturn:
         """Raises: a unary call has its request as an argument."""
         raise grpc.aio.UsageError("read() is for streaming requests")
 
-    async def write(self, message: Any) -> NoReturn:  # noqa: ARG002
+    async def write(self, message: Any) -> NoReturn:
         """Raises: a unary call returns its response."""
         raise grpc.aio.UsageError("write() is for streaming responses")
 
@@ -34,12 +34,12 @@ class ServicerContext(ServerCall, grpc.aio.ServicerContext):  # type: ignore[mis
         """None: see `peer_identities`."""
         return None
 
-    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
+    def auth_context(self) -> Mapping[str, Any]:
         """Empty: see `peer_identities`."""
         return {}
 
 
-class SyncServicerContext(grpc.ServicerContext):  # type: ignore[misc]
+class SyncServicerContext(grpc.ServicerContext):
     """grpc's context for a servicer of plain functions, which run in threads."""
 
     def __init__(self, call: ServerCall) -> None:
@@ -65,12 +65,14 @@ class SyncServicerContext(grpc.ServicerContext):  # type: ignore[misc]
         """Whether anybody waits for the response."""
         return not (self._call.done() or self._call.cancelled())
 
-    def cancel(self) -> None:
-        """End the call CANCELLED."""
+    def cancel(self) -> bool:
+        """End the call CANCELLED. False if it was over."""
         call = self._call
+        was_active = self.is_active()
         call.endpoint.host.loop.call_soon_threadsafe(
             call.cut_off, grpc.StatusCode.CANCELLED, "cancelled by its handler"
         )
+        return was_active
 
     def add_callback(self, callback: Callable[[], None]) -> bool:
         """Call `callback()` when the call is over; False if it is."""
@@ -94,7 +96,7 @@ class SyncServicerContext(grpc.ServicerContext):  # type: ignore[misc]
         """None: see `peer_identities`."""
         return None
 
-    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
+    def auth_context(self) -> Mapping[str, Any]:
         """Empty: see `peer_identities`."""
         return {}
 
@@ -106,8 +108,8 @@ class SyncServicerContext(grpc.ServicerContext):  # type: ignore[misc]
         """As ServerCall."""
         return self._call.peer()
 
-    def time_remaining(self) -> float | None:
-        """As ServerCall."""
+    def time_remaining(self) -> Any:
+        """As ServerCall: None without a deadline."""
         return self._call.time_remaining()
 
     def set_trailing_metadata(self, trailing_metadata: Any) -> None:
@@ -126,7 +128,7 @@ class SyncServicerContext(grpc.ServicerContext):  # type: ignore[misc]
         """As ServerCall."""
         self._call.set_details(details)
 
-    def code(self) -> grpc.StatusCode | None:
+    def code(self) -> Any:
         """As ServerCall."""
         return self._call.code()
 

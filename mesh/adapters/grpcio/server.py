@@ -4,7 +4,7 @@ import asyncio
 import contextvars
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, NoReturn
 
@@ -18,7 +18,7 @@ from mesh.method import Method
 from mesh.server import DEFAULT_MAX_CONCURRENT, Handler, Host, HostedService, ServerCall, ServiceDefinition
 
 
-class Server(grpc.aio.Server):  # type: ignore[misc]
+class Server(grpc.aio.Server):
     """Hosts generated servicers: `add_XServicer_to_server(servicer, server)`, `await server.start()`.
 
     `maximum_concurrent_rpcs` bounds calls of all its services; past it a call is RESOURCE_EXHAUSTED
@@ -74,16 +74,16 @@ class Server(grpc.aio.Server):  # type: ignore[misc]
                 f"{type(servicer).__name__} has no __mapping__(); "
                 "a grpcio servicer is added by its generated add_…Servicer_to_server(servicer, server)"
             )
-        from mesh.adapters import grpclib  # noqa: PLC0415  # an optional library
+        from mesh.adapters.grpclib import definitions  # noqa: PLC0415  # an optional library
 
-        for definition in grpclib.definitions(servicer):
+        for definition in definitions(servicer):
             self._host.add(definition)
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Any]) -> None:
         """What generated code calls."""
         self._host.add(self._definition(service_name, method_handlers))
 
-    def add_generic_rpc_handlers(self, generic_rpc_handlers: Sequence[Any]) -> None:
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[Any]) -> None:
         """What generated code calls, too; by itself in code of grpcio before 1.65.
 
         Raises ValueError for a handler that does not name its service and methods.
@@ -153,7 +153,7 @@ class Server(grpc.aio.Server):  # type: ignore[misc]
         """Raises: a mesh server has subjects, no ports."""
         raise NotImplementedError(f"a mesh server has subjects, no ports: {address} is not opened")
 
-    def add_secure_port(self, address: str, server_credentials: Any) -> NoReturn:  # noqa: ARG002
+    def add_secure_port(self, address: str, server_credentials: Any) -> NoReturn:
         """Raises: see `add_insecure_port`."""
         self.add_insecure_port(address)
 
@@ -189,9 +189,7 @@ def _identity(data: bytes) -> bytes:
     return data
 
 
-def _handler(
-    service: str, name: str, handler: Any, described: Any, in_thread: Callable[..., Any]
-) -> Handler:
+def _handler(service: str, name: str, handler: Any, described: Any, in_thread: Callable[..., Any]) -> Handler:
     """One method as the host serves it; `described` is its descriptor, None where there is none."""
     method = Method(
         service,

@@ -1,0 +1,341 @@
+"""grpclib and betterproto: their stubs on the mesh's channel, their `__mapping__()` objects on its server.
+
+Both libraries speak through a small stream object, one for a stub's call and one for a servicer's;
+here those of a unary call. Failures are `mesh.RpcError` and `grpclib.GRPCError` at once.
+"""
+
+import functools
+import json
+import time
+from collections.abc import Callable
+from typing import Any, Self
+
+import grpc
+from google.protobuf.message import Message
+from grpclib.const import Cardinality, Status
+from grpclib.const import Handler as GrpclibHandler
+from grpclib.exceptions import GRPCError, ProtocolError
+from multidict import MultiDict
+
+from mesh import codec, subjects
+from mesh import status as codes
+from mesh.client import Call, Caller, Target
+from mesh.errors import RpcError
+from mesh.method import Method
+from mesh.server import Handler, ServerCall, ServiceDefinition
+
+
+class GrpclibRpcError(RpcError, GRPCError):
+    """A failed call of a grpclib or betterproto stub: both libraries' error."""
+
+    def __init__(self, code: grpc.StatusCode, details: str | None = None, **kwargs: Any) -> None:
+        RpcError.__init__(self, code, details, **kwargs)
+        self.status = Status(codes.NUMBERS[code])
+        self.message = details
+        self.details_proto = None
+
+    def __str__(self) -> str:
+        return RpcError.__str__(self)
+
+
+class GrpclibCall(Call):
+    """A call made by a grpclib or betterproto stub."""
+
+    error_class = GrpclibRpcError
+
+
+# --- client ------------------------------------------------------------------------------------------
+
+
+def open_stream(
+    caller: Caller,
+    target: Target,
+    cardinality: Any,
+    request_type: type,
+    reply_type: type,
+    *,
+    timeout: float | None = None,
+    deadline: Any = None,
+    metadata: Any = None,
+) -> "ClientStream":
+    """What `Channel.request` returns to a stub. Raises GrpclibRpcError for a cardinality that is a stream's."""
+    if cardinality is not Cardinality.UNARY_UNARY:
+        raise GrpclibRpcError(
+            grpc.StatusCode.UNIMPLEMENTED, f"{target.path} is a stream: streams are not there yet, unary calls are"
+        )
+    if deadline is not None:
+        left = deadline.time_remaining()
+        timeout = left if timeout is None else min(timeout, left)
+    return ClientStream(caller, target, request_type, reply_type, timeout, metadata)
+
+
+class ClientStream:
+    """grpclib's client stream of one unary call: send one message, receive one."""
+
+    def __init__(
+        self,
+        caller: Caller,
+        target: Target,
+        request_type: type,
+        reply_type: type,
+        timeout: float | None,
+        user_metadata: Any,
+    ) -> None:
+        self._caller = caller
+        self._target = target
+        self._encode = encoder(request_type)
+        self._decode = decoder(reply_type)
+        self._timeout = timeout
+        self._metadata = user_metadata
+        self._call: GrpclibCall | None = None
+        self._is_received = False
+        self.initial_metadata: Any = None
+        self.trailing_metadata: Any = None
+        self.peer = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, exc_type: type[BaseException] | None, *_rest: object) -> None:
+        call = self._call
+        if call is None:
+            return
+        if exc_type is not None:
+            call.cancel()
+        elif not self._is_received:
+            await self.recv_message()
+
+    async def send_request(self, *, end: bool = False) -> None:
+        """Nothing: a unary request leaves with its message."""
+
+    async def send_message(self, message: Any, *, end: bool = False) -> None:
+        """Send the request. Raises ProtocolError for a second one, ValueError for bad metadata."""
+        if self._call is not None:
+            raise ProtocolError("Message was already sent")
+        call = self._call = GrpclibCall(self._caller, self._target, self._encode(message), self._decode)
+        call.start_with(self._timeout, _pairs(self._metadata))
+
+    async def end(self) -> None:
+        """Nothing: a unary request ends with its message."""
+
+    async def recv_message(self) -> Any:
+        """The response, None if it was received. Raises GrpclibRpcError."""
+        if self._call is None:
+            raise ProtocolError("Request was not sent")
+        if self._is_received:
+            return None
+        self._is_received = True
+        try:
+            return await self._call
+        finally:
+            self.initial_metadata = MultiDict(self._call._initial)  # noqa: SLF001
+            self.trailing_metadata = MultiDict(self._call._trailing)  # noqa: SLF001
+
+    async def recv_initial_metadata(self) -> None:
+        """Wait for `initial_metadata`: it comes with the response."""
+        await self._settle()
+
+    async def recv_trailing_metadata(self) -> None:
+        """Wait for `trailing_metadata`: it comes with the response."""
+        await self._settle()
+
+    async def _settle(self) -> None:
+        if self._call is None:
+            raise ProtocolError("Request was not sent")
+        await self._call.settled()
+        self.initial_metadata = MultiDict(self._call._initial)  # noqa: SLF001
+        self.trailing_metadata = MultiDict(self._call._trailing)  # noqa: SLF001
+
+    async def cancel(self) -> None:
+        """End the call."""
+        if self._call is not None:
+            self._call.cancel()
+
+    async def __aiter__(self) -> Any:
+        message = await self.recv_message()
+        if message is not None:
+            yield message
+
+
+def _pairs(user_metadata: Any) -> Any:
+    """grpclib takes mappings, multi-dicts and pairs; a MultiDict's items keep repeated keys."""
+    return list(user_metadata.items()) if hasattr(user_metadata, "items") else user_metadata
+
+
+# --- server ------------------------------------------------------------------------------------------
+
+
+def definitions(servicer: Any) -> list[ServiceDefinition]:
+    """The services of an object with `__mapping__()`. Raises TypeError for a mapping that is none."""
+    services: dict[str, list[Handler]] = {}
+    for path, handler in servicer.__mapping__().items():
+        if not isinstance(handler, GrpclibHandler):
+            raise TypeError(f"__mapping__() of {type(servicer).__name__}: {path!r} is not a grpclib Handler")
+        service, name = subjects.split_method(path)
+        services.setdefault(service, []).append(_handler(service, name, handler))
+    return [
+        ServiceDefinition(
+            service,
+            tuple(handlers),
+            version=str(getattr(servicer, "version", "") or ""),
+            description=_description(servicer),
+            descriptors=_descriptors(service),
+        )
+        for service, handlers in services.items()
+    ]
+
+
+def _description(servicer: Any) -> str:
+    said = getattr(servicer, "description", None)
+    if isinstance(said, str):
+        return said
+    return (vars(type(servicer)).get("__doc__") or "").strip().partition("\n")[0].strip()
+
+
+def _descriptors(service: str) -> bytes | None:
+    described = codec.find_service(service)
+    return None if described is None else codec.descriptor_set(described)
+
+
+def _handler(service: str, name: str, handler: Any) -> Handler:
+    request, reply = handler.request_type, handler.reply_type
+    method = Method(
+        service,
+        name,
+        request_type=full_name(request),
+        response_type=full_name(reply),
+        client_streaming=bool(handler.cardinality.client_streaming),
+        server_streaming=bool(handler.cardinality.server_streaming),
+    )
+    return Handler(
+        method,
+        functools.partial(_serve, handler.func) if method.is_unary else None,
+        decoder(request),
+        encoder(reply),
+        json=_json(request, reply),
+        response_class=reply,
+    )
+
+
+async def _serve(function: Callable[[Any], Any], request: Any, call: ServerCall) -> Any:
+    stream = ServerStream(request, call)
+    try:
+        await function(stream)
+    except GRPCError as error:
+        call.set_code(codes.from_number(error.status.value))
+        call.set_details(error.message or "")
+        return None
+    return stream.response()
+
+
+class ServerStream:
+    """grpclib's server stream of one unary call: receive one message, send one."""
+
+    def __init__(self, request: Any, call: ServerCall) -> None:
+        self._request = request
+        self._call = call
+        self._response: Any = None
+        self._is_sent = False
+        self._is_received = False
+        self.metadata = MultiDict(call.invocation_metadata())
+        self.peer = call.peer()
+        self.user_agent = None
+
+    @property
+    def deadline(self) -> Any:
+        """grpclib's Deadline, None without one."""
+        left = self._call.time_remaining()
+        return None if left is None else _Deadline(time.monotonic() + left)
+
+    async def recv_message(self) -> Any:
+        """The request; None the second time."""
+        if self._is_received:
+            return None
+        self._is_received = True
+        return self._request
+
+    async def __aiter__(self) -> Any:
+        message = await self.recv_message()
+        if message is not None:
+            yield message
+
+    async def send_initial_metadata(self, *, metadata: Any = None) -> None:
+        """Metadata before the response; it travels with the answer."""
+        self._call.keep_initial(_pairs(metadata))
+
+    async def send_message(self, message: Any) -> None:
+        """The response. Raises ProtocolError for a second one."""
+        if self._is_sent:
+            raise ProtocolError("Message was already sent")
+        self._is_sent = True
+        self._response = message
+
+    async def send_trailing_metadata(
+        self,
+        *,
+        status: Any = Status.OK,
+        status_message: str | None = None,
+        status_details: Any = None,
+        metadata: Any = None,
+    ) -> None:
+        """Status and metadata after the response."""
+        if metadata:
+            self._call.set_trailing_metadata(_pairs(metadata))
+        if status is not Status.OK:
+            self._call.set_code(status.value)
+            self._call.set_details(status_message or "")
+
+    async def cancel(self) -> None:
+        """End the call CANCELLED."""
+        self._call.cut_off(grpc.StatusCode.CANCELLED, "cancelled by its handler")
+
+    def response(self) -> Any:
+        """What was sent; None, which is INTERNAL, where nothing was."""
+        return self._response
+
+
+class _Deadline:
+    """As grpclib's Deadline, whose constructor is private."""
+
+    def __init__(self, at: float) -> None:
+        self._timestamp = at
+
+    def time_remaining(self) -> float:
+        """Seconds left, not below 0."""
+        return max(0.0, self._timestamp - time.monotonic())
+
+
+# --- messages ----------------------------------------------------------------------------------------
+
+
+def full_name(kind: type) -> str:
+    """The protobuf name of a message class, else its Python name."""
+    if issubclass(kind, Message):
+        return str(kind.DESCRIPTOR.full_name)
+    return kind.__name__
+
+
+def encoder(kind: type) -> Callable[[Any], bytes]:
+    """How messages of a class become bytes: google's and betterproto's."""
+    if issubclass(kind, Message):
+        return kind.SerializeToString
+    return bytes
+
+
+def decoder(kind: type) -> Callable[[bytes], Any]:
+    """How bytes become messages of a class: google's `FromString`, betterproto's `parse`."""
+    if issubclass(kind, Message):
+        return kind.FromString
+    betterproto: Any = kind
+    parse: Callable[[bytes], Any] | None = getattr(betterproto, "FromString", None)
+    return parse if parse is not None else lambda data: betterproto().parse(data)
+
+
+def _json(request: Any, reply: Any) -> codec.JsonCodec | None:
+    if issubclass(request, Message) and issubclass(reply, Message):
+        return codec.google_json(request, reply)
+    if hasattr(request, "from_dict") and hasattr(reply, "to_json"):
+        return codec.JsonCodec(
+            lambda data: request().from_dict(json.loads(data)), lambda message: message.to_json().encode()
+        )
+    return None
