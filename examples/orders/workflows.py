@@ -58,7 +58,7 @@ async def order_processing(ctx: Context, order: Order) -> Outcome:
         return await fulfil(ctx, order, undo)
     except CallFailedError as error:
         await take_back(undo)
-        return Outcome("rejected", reason=error.details())
+        return Outcome("rejected", reason=error.message)
     except asyncio.CancelledError:  # `client.cancel`: the goods go back, then the run is cancelled
         await take_back(undo)
         raise
