@@ -388,7 +388,7 @@ def _is_seed(text: str) -> bool:
 def _need_nkeys() -> None:
     if importlib.util.find_spec("nkeys") is None:
         raise ConfigError(
-            "creds and nkeys need the package nkeys; install it by: pip install nkeys", key="creds"
+            "creds and nkeys need the package nkeys; install it by: pip install 'nats-mesh[nkeys]'", key="creds"
         )
 
 

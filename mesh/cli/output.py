@@ -166,3 +166,15 @@ def _plain(cell: object) -> str:
 def status_exit_code(code: grpc.StatusCode) -> int:
     """The exit code of a call that ended with a gRPC code: 64 + its number, as grpcurl."""
     return 64 + int(code.value[0])
+
+
+def heading(text: str) -> str:
+    """A line above what belongs to it."""
+    return click.style(_plain(text), bold=True)
+
+
+def print_facts(facts: Mapping[str, object], *, indent: int = 2) -> None:
+    """Names and values, the values in one column."""
+    width = max((len(_plain(name)) for name in facts), default=0)
+    for name, value in facts.items():
+        click.echo(f"{' ' * indent}{_plain(name).ljust(width)}  {_plain(value)}".rstrip())
