@@ -14,6 +14,7 @@ import socket
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from engine import ownership
 from engine.absence import Absences
 from engine.assets import Assets
 from engine.clock import NANOS, ServerClock
@@ -25,10 +26,11 @@ from engine.model import Duration, Step, seconds
 from engine.names import Names
 from engine.pull import Delivery, Puller
 from engine.records import Record
+from engine.replay import Outcome
 from engine.run import Run
 from engine.store import Store
 from engine.sweep import Sweeper
-from engine.takeup import TakeUp, reclaim
+from engine.takeup import TakeUp
 from engine.timers import TimerHandler
 from mesh.connection import Connection
 from mesh.errors import NotConnectedError
@@ -84,6 +86,7 @@ class Processor:
         self._pullers: list[Puller] = []
         self._presence: list[int] = []
         self._lapses = 0
+        self._filling = False
         self._stopping = asyncio.Event()
         self._idle = asyncio.Event()
         self._failed: BaseException | None = None
@@ -151,7 +154,7 @@ class Processor:
                 self._hand_back(run.command)
                 run.drop("handed back: this processor stops")
             elif not run.held and not run.is_busy():
-                self.spawn(run.hand_over(), run)
+                self.hand_over(run)
         self._check_idle()
         try:
             async with asyncio.timeout(self.grace):
@@ -161,6 +164,7 @@ class Processor:
             for run in list(self.runs.values()):
                 self._hand_back(run.command)
                 run.drop("this processor stops")
+        await self.timers.drain(self.grace)
         try:
             await self.connection.round_trip()
         except (TimeoutError, NotConnectedError):
@@ -193,7 +197,7 @@ class Processor:
             self.connection.publish(delivery.ack, b"+TERM")
             return
         held = self.runs.get(command.invocation)
-        if held is not None:
+        if held is not None and not self.draining:
             self._on_redelivery(held, command)
         elif self.draining or len(self.runs) >= self.max_concurrent or not self.connection.is_connected:
             self._hand_back(command, 0.0 if self.draining else BUSY_DELAY)
@@ -265,12 +269,37 @@ class Processor:
         logger.error("run %s: it is let go and comes again", run.id, exc_info=task.exception())
         run.drop("an error of the processor")
 
+    def claim(self, run: Run) -> None:
+        """Write the first record of a run that lasts."""
+        self.spawn(ownership.claim(run), run)
+
+    def suspend(self, run: Run) -> None:
+        """Put a run away that waits for timers alone."""
+        self.spawn(ownership.suspend(run), run)
+
+    def hand_over(self, run: Run) -> None:
+        """Give a run to another processor."""
+        self.spawn(ownership.hand_over(run), run)
+
+    def finish(self, run: Run, outcome: Outcome) -> None:
+        """Write the final record of a run whose code has ended."""
+        ownership.Ending(run, outcome).begin()
+
+    def settle(self, run: Run) -> None:
+        """Find out what became of a final record that is not acknowledged."""
+        self.spawn(ownership.settle(run), run)
+
     def released(self, run: Run) -> None:
         """A slot is free."""
         self.runs.pop(run.id, None)
         if self.draining:
             self._check_idle()
-            return
+        elif not self._filling:
+            self._filling = True
+            asyncio.get_running_loop().call_soon(self._fill)
+
+    def _fill(self) -> None:
+        self._filling = False
         for puller in self._pullers:
             puller.fill()
 
@@ -310,8 +339,10 @@ class Processor:
         while not (self.keepalive.is_alive() and self.connection.is_connected):
             await asyncio.sleep(TICK / 2)
         self._lapses = self.keepalive.lapses
-        if not run.dropped:
-            await reclaim(run)
+        if run.invocation is None:  # not taken up yet: its gate begins again
+            await TakeUp(self, run).patiently()
+        else:
+            await ownership.reclaim(run)
 
     # --- the ticker -----------------------------------------------------------------------------------------------------------------
 

@@ -124,7 +124,7 @@ class Puller:
 
     def _withdraw(self) -> None:
         if self._sid:
-            self._connection.unsubscribe(self._sid)
+            self._connection.unsubscribe_later(self._sid)
         self._sid = 0
         self._outstanding = 0
 

@@ -9,10 +9,11 @@ uncontested; otherwise from a read that says up to where it is complete, lowest 
 """
 
 import asyncio
+import contextlib
 import functools
 import logging
-import secrets
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import grpc
@@ -25,9 +26,9 @@ from engine.definition import Workflow
 from engine.errors import EncodeError, PayloadTooLargeError
 from engine.flight import Flight, request_headers
 from engine.keepalive import Keepalive
-from engine.model import Entry, Failure, Invocation, Kind, Mark, Status, Step
+from engine.model import Entry, Failure, Invocation, Kind, Mark, Step
 from engine.names import Names
-from engine.records import Record, Wait, failure_to_bytes, fit_record, input_digest, record_headers
+from engine.records import Record, failure_to_bytes
 from engine.replay import Outcome, Replay, describe_exception, is_last_attempt
 from engine.store import MAX_FILTERS, REFUSED, PubAck, Read, Store
 from mesh import headers as header_block
@@ -41,7 +42,10 @@ CLAIM_AFTER = 0.7
 REPAIR_AFTER = 1.0
 """Seconds after which what should have been stored is looked for, and stored by us where it was answered."""
 MAX_READ_PAUSE = 30.0
-FINAL_WRITE_TIMEOUT = 5.0
+LAGGING_PAUSE = 0.05
+"""Seconds until a replica that lags behind what we know to be stored is asked again."""
+AHEAD = 16
+"""Steps beyond the present one that a contested run looks at: another owner may have come so far."""
 
 
 class Host(Protocol):
@@ -64,14 +68,38 @@ class Host(Protocol):
     def run_body(self, step: Step) -> "asyncio.Future[Any]":
         """Start the function of a `ctx.run`."""
 
-    def spawn(self, coroutine: Any, run: "Run") -> None:
+    def spawn(self, coroutine: Coroutine[Any, Any, None], run: "Run") -> None:
         """Run a coroutine for a run; what it raises drops the run."""
+
+    def claim(self, run: "Run") -> None:
+        """Write the first record of a run that lasts."""
+
+    def suspend(self, run: "Run") -> None:
+        """Put a run away that waits for timers alone."""
+
+    def hand_over(self, run: "Run") -> None:
+        """Give a run to another processor."""
+
+    def finish(self, run: "Run", outcome: Outcome) -> None:
+        """Write the final record of a run whose code has ended."""
+
+    def settle(self, run: "Run") -> None:
+        """Find out what became of a final record that is not acknowledged."""
 
     def released(self, run: "Run") -> None:
         """The run is out of memory: its slot is free."""
 
     def finished(self, run: "Run", record: Record) -> None:
-        """The run's final record is stored and its command acknowledged."""
+        """The final record is stored and the command acknowledged."""
+
+
+@dataclass(slots=True)
+class Final:
+    """A final record on its way: as written, and when to ask what became of it."""
+
+    record: Record
+    data: bytes
+    look_at: float
 
 
 class Run:
@@ -90,7 +118,6 @@ class Run:
         self.number = 1
         self.attempts = 1
         self.contested = False
-        self.held = True
         self.dropped = False
         self.invocation: Invocation | None = None
         self.replay: Replay | None = None
@@ -99,24 +126,42 @@ class Run:
         self.todo: list[Step] = []
         self.began = asyncio.get_running_loop().time()
         self.idle_since = self.began
-        self._timers_scheduled = False
+        self.timers_scheduled = False
         self._copy_mark = len(host.names.prefix) + 3
         self._sid = host.connection.subscribe(host.names.slot_copies(self.id, self.incarnation), self._on_slot)
-        self._reclaiming = False
+        self.final: Final | None = None
+        self.reclaiming = False
+        self._operating = False
+        self._lock: asyncio.Lock | None = None
         self._reading = 0
         self._read_wanted = 0
-        self._final: tuple[Record, bytes, float] | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether nothing may be fed or done: not taken up yet, contested, being recorded, or ended."""
+        return self._operating or self.reclaiming or self.final is not None or self.invocation is None
+
+    @contextlib.asynccontextmanager
+    async def operation(self) -> AsyncIterator[None]:
+        """One coroutine at a time reads or writes the run's record; nothing is fed or done meanwhile."""
+        if self._lock is None:
+            self._lock = asyncio.Lock()
+        async with self._lock:
+            self._operating = True
+            try:
+                yield
+            finally:
+                self._operating = False
 
     # --- beginning -----------------------------------------------------------------------------------------------------------
 
     def launch(self, invocation: Invocation, entries: Iterable[Entry], timers_scheduled: bool = False) -> None:
         """Run the code over what its journal has, then go on live."""
         self.invocation = invocation
-        self._timers_scheduled = timers_scheduled
-        self.held = False
-        self._replay_from(entries)
+        self.timers_scheduled = timers_scheduled
+        self.replay_from(entries)
 
-    def _replay_from(self, entries: Iterable[Entry]) -> None:
+    def replay_from(self, entries: Iterable[Entry]) -> None:
         """Build the frames anew from a complete read."""
         assert self.invocation is not None
         if self.replay is not None:
@@ -126,16 +171,25 @@ class Run:
         replay = self.replay = Replay(self.invocation, self.workflow, self.attempts)
         replay.is_replaying = bool(ordered)
         self.todo = []
-        self.host.keepalive.enter(self.id)
-        try:
+        with self._running_code():
             replay.start()
             for entry in ordered:
                 replay.is_replaying = entry.sequence <= seen
                 replay.feed(entry)
-        finally:
             replay.is_replaying = False
+        self.advance()
+
+    @contextlib.contextmanager
+    def _running_code(self) -> Iterator[None]:
+        """Around everything that runs workflow code. A fault of ours in it lets the run go: it comes again."""
+        self.host.keepalive.enter(self.id)
+        try:
+            yield
+        except Exception:  # the callers are callbacks of the read loop, which would only count it
+            logger.exception("run %s: it is let go and comes again", self.id)
+            self.drop("an error of the engine")
+        finally:
             self.host.keepalive.leave()
-        self._advance()
 
     # --- inputs --------------------------------------------------------------------------------------------------------------
 
@@ -174,7 +228,7 @@ class Run:
         if replay is None:
             return False
         steps = replay.steps
-        if self._timers_scheduled and any(s.kind == Kind.SLEEP and s.number != number for s in replay.open_steps()):
+        if self.timers_scheduled and any(s.kind == Kind.SLEEP and s.number != number for s in replay.open_steps()):
             return False
         return not any(other != number and other < len(steps) and steps[other].is_open for other in self.fillable)
 
@@ -183,20 +237,23 @@ class Run:
         self._read_wanted = max(self._read_wanted, sequence)
         if self._reading or self.held or self.dropped:
             return
-        replay = self.replay
-        filters = [f"{self.slots}.>"]
-        if replay is not None and not self.contested:
-            open_steps = replay.open_steps()
-            if len(open_steps) <= MAX_FILTERS:
-                filters = [f"{self.slots}.{step.number}.>" for step in open_steps]
-        whole = len(filters) == 1 and filters[0].endswith(f"{self.incarnation}.>")
         try:
-            self._reading = self.host.store.fetch_journal(
-                self.shard, filters, functools.partial(self._on_read, whole)
-            )
+            self._reading = self.host.store.fetch_journal(self.shard, self._filters(), self._on_read)
         except NotConnectedError:
             return
         asyncio.get_running_loop().call_later(REPAIR_AFTER, self._read_lost, self._reading)
+
+    def _filters(self) -> list[str]:
+        """What to read: the slots that the code waits for; of a contested run also those another owner may have come to."""
+        replay = self.replay
+        if replay is None:
+            return [f"{self.slots}.>"]
+        numbers = [step.number for step in replay.open_steps()]
+        if self.contested:
+            numbers += range(len(replay.steps), len(replay.steps) + AHEAD)
+        if len(numbers) > MAX_FILTERS:
+            return [f"{self.slots}.>"]
+        return [f"{self.slots}.{number}.>" for number in numbers]
 
     def _read_lost(self, token: int) -> None:
         if self._reading == token and not self.dropped:
@@ -204,50 +261,46 @@ class Run:
             self._reading = 0
             self.want_read()
 
-    def _on_read(self, whole: bool, read: Read | None) -> None:
+    def _on_read(self, read: Read | None) -> None:
         self._reading = 0
         if self.dropped or self.held:
             return
-        if read is None or read.up_to < self._read_wanted:  # too much for one answer, or a replica that lags
-            self.host.spawn(self._read_patiently(), self)
-            return
-        if self.replay is None:
-            if whole:
-                self._replay_from(read.entries)
-            return
-        fed = self.replay.fed_sequence
-        missed = [e for e in read.entries if e.sequence <= fed and self.replay.is_unfed(e)]
-        if missed:  # another owner's entries came in between: only a replay has the right order
-            self.contested = True
-            self.host.spawn(self._read_patiently(), self)
-            return
-        self._feed([entry for entry in read.entries if entry.sequence > fed])
+        if read is None:  # too much for one answer
+            self.host.spawn(self.read_patiently(), self)
+        elif self.replay is None:
+            self.replay_from(read.entries)
+        elif any(e.sequence <= self.replay.fed_sequence and self.replay.is_unfed(e) for e in read.entries):
+            self.contested = True  # another owner's entries came in between: only a replay has the right order
+            self.host.spawn(self.read_patiently(), self)
+        else:
+            fed = self.replay.fed_sequence
+            fresh = [entry for entry in read.entries if entry.sequence > fed]
+            self._feed(fresh)
+            if not self.dropped and read.up_to < self._read_wanted:
+                pause = 0.0 if fresh else LAGGING_PAUSE
+                asyncio.get_running_loop().call_later(pause, self.want_read)
 
-    async def _read_patiently(self) -> None:
+    async def read_patiently(self) -> None:
         """Replay from a complete read, however long it takes."""
-        if self.held:
-            return
-        self.held = True
-        read = await self.host.store.read_journal(self.shard, self.slots, self._read_wanted)
-        self.held = False
-        if not self.dropped:
-            self._replay_from(read.entries)
+        async with self.operation():
+            if self.dropped or self.final is not None:
+                return
+            read = await self.host.store.read_journal(self.shard, self.slots, self._read_wanted)
+        if not self.dropped and not self.held:
+            self.replay_from(read.entries)
 
     def _feed(self, entries: list[Entry]) -> None:
         replay = self.replay
-        assert replay is not None
-        if entries:
-            self.host.keepalive.enter(self.id)
-            try:
-                for entry in sorted(entries, key=lambda entry: entry.sequence):
-                    replay.feed(entry)
-            finally:
-                self.host.keepalive.leave()
-        self._advance()
+        if replay is None or not entries:
+            return
+        with self._running_code():
+            for entry in sorted(entries, key=lambda entry: entry.sequence):
+                replay.feed(entry)
+        self.advance()
 
     # --- outputs ---------------------------------------------------------------------------------------------------------------
 
-    def _advance(self) -> None:
+    def advance(self) -> None:
         """Do what the code wants after it was fed."""
         replay = self.replay
         if replay is None or self.held or self.dropped:
@@ -258,7 +311,7 @@ class Run:
             return
         self.todo += replay.take_effects()
         if self.host.draining and not self.is_busy():
-            self.host.spawn(self.hand_over(), self)
+            self.host.hand_over(self)
             return
         self._do_todo()
         self.idle_since = self._time()
@@ -266,17 +319,11 @@ class Run:
             self._rest()
 
     def _settle_flights(self, replay: Replay) -> None:
-        for number in list(self.flights):
-            flight = self.flights[number]
+        """End what belongs to steps that nobody waits for, or to an attempt that is over."""
+        for number, flight in list(self.flights.items()):
             step = replay.steps[number] if number < len(replay.steps) else None
-            if step is None or not step.is_open:
-                flight.cancel()
-                del self.flights[number]
-                self.fillable.discard(number)
-            elif step.attempt != flight.attempt:
-                flight.cancel()
-                del self.flights[number]
-                self.fillable.discard(number)
+            if step is None or not step.is_open or step.attempt != flight.attempt:
+                self._end_flight(number, flight)
             else:
                 flight.step = step
 
@@ -318,7 +365,7 @@ class Run:
             self._write(flight, Mark.GAVE_UP, failure_to_bytes(Failure(code, str(error), code)))
             return
         try:
-            self.host.connection.publish(call.subject, call.request, reply=self._slot(flight), headers=headers)
+            self.host.connection.publish(call.subject, call.request, reply=self.slot(flight), headers=headers)
         except NotConnectedError:  # the reconnect contests this run, and it is sent then
             return
         self.fillable.add(step.number)
@@ -406,7 +453,7 @@ class Run:
 
     # --- slots that the owner writes ----------------------------------------------------------------------------------------------
 
-    def _slot(self, flight: Flight) -> str:
+    def slot(self, flight: Flight) -> str:
         step = flight.step
         return names.slot_subject(
             self.slots, step.number, flight.attempt, step.kind, step.digest, names.encode_name(step.name)
@@ -429,7 +476,7 @@ class Run:
             return
         data, headers = flight.answer
         try:
-            self.host.store.put(self._slot(flight), data, headers, functools.partial(self._on_written, flight))
+            self.host.store.put(self.slot(flight), data, headers, functools.partial(self._on_written, flight))
         except NotConnectedError:
             return
 
@@ -447,13 +494,19 @@ class Run:
         """Called a few times a second: claims, repairs, suspends."""
         if self.dropped:
             return
-        if self._final is not None:
-            self._look_after_final(now)
-            return
-        if self.held:
+        if self.final is not None:
+            if now >= self.final.look_at:
+                self.final.look_at = now + REPAIR_AFTER * 5
+                self.host.settle(self)
+        elif not self.held:
+            self._tick_live(now)
+
+    def _tick_live(self, now: float) -> None:
+        if self.host.draining and not self.is_busy():
+            self.host.hand_over(self)
             return
         if self.record is None and now - self.began > CLAIM_AFTER:
-            self.host.spawn(self.claim_quietly(), self)
+            self.host.claim(self)
             return
         for flight in list(self.flights.values()):
             if flight.look_at <= now:
@@ -486,243 +539,61 @@ class Run:
         if all(step.kind == Kind.SLEEP for step in open_steps):
             due = min(step.due_ns for step in open_steps)
             if self.host.suspend_after == 0 or due - self.host.clock.now_ns() > NANOS:
-                self.host.spawn(self.suspend(), self)
+                self.host.suspend(self)
         elif self.host.suspend_after == 0:
             replay.put_away()
             self.replay = None
 
-    # --- records --------------------------------------------------------------------------------------------------------------------
-
-    def new_record(self, status: Status) -> Record:
-        """This run's record as it stands, with another status."""
-        invocation = self.invocation
-        assert invocation is not None
-        previous = self.record
-        now = self.host.clock.now_ns()
-        return Record(
-            invocation_id=self.id,
-            workflow=self.workflow.name,
-            status=status.value,
-            input=invocation.input,
-            input_type=invocation.input_type,
-            attempts=self.attempts,
-            created_ns=invocation.created_ns,
-            started_ns=previous.started_ns if previous is not None and previous.started_ns else now,
-            updated_ns=now,
-            partition_key=invocation.partition_key,
-            parent_id=invocation.parent_id,
-            incarnation=self.incarnation,
-            run=self.number,
-            owner=self.host.owner,
-            contested=self.contested or (previous is not None and previous.contested),
-            strikes=previous.strikes if previous is not None else 0,
-            claim_seq=previous.claim_seq if previous is not None else 0,
-            seen_seq=previous.seen_seq if previous is not None else 0,
-            tail_seq=previous.tail_seq if previous is not None else 0,
-            command_seq=self.command.sequence,
-            input_digest=input_digest(
-                self.workflow.name, invocation.partition_key, invocation.input_type, invocation.input
-            ),
-            waiting_on=self.waits(),
-        )
-
-    def waits(self) -> list[Wait]:
-        """What the code waits for, as users see it."""
-        if self.replay is None:
-            steps = [flight.step for flight in self.flights.values()]
-        else:
-            steps = self.replay.open_steps()
-        return [
-            Wait(
-                step.kind, step.name, step.issued_ns, step.due_ns,
-                self.flights[step.number].reason if step.number in self.flights else "", step.number,
-            )
-            for step in steps[:100]
-        ]
-
-    async def claim_quietly(self) -> None:
-        """The first record of a run that lasts: the same run number, so that everybody sees `running`."""
-        self.held = True
-        record = self.new_record(Status.RUNNING)
-        revision = await self.host.store.write_record(record, self.revision)
-        if not revision:
-            self.drop("another processor has claimed it")
-            return
-        self.record, self.revision = record, revision
-        self.resume()
+    # --- what operations on the record need (engine.ownership, engine.takeup) --------------------------------------------------------
 
     def contest(self) -> bool:
         """Ownership is in doubt: nothing is fed or done until it is claimed again. Whether the caller has to see to that."""
-        if self.dropped or self._reclaiming:
+        if self.dropped or self.reclaiming:
             return False
-        self.contested = self.held = True
-        if self._final is not None:  # the final write's own outcome tells whose run it is
+        self.contested = True
+        if self.final is not None:  # the final write's own outcome tells whose run it is
             return False
-        self._reclaiming = True
+        self.reclaiming = True
         return True
 
     def relaunch(self, entries: Iterable[Entry]) -> None:
-        """Go on after a claim that followed silence: replay, and send again what has no answer."""
-        self._reclaiming = False
+        """Go on after a claim that followed silence: replay, send again what has no answer, store again what was not stored."""
+        self.reclaiming = False
         for number, flight in list(self.flights.items()):
-            if flight.body is None:
-                flight.cancel()
-                del self.flights[number]
-                self.fillable.discard(number)
-        self.held = False
+            if flight.body is None and not flight.is_writing:
+                self._end_flight(number, flight)
         self._reading = 0
-        self._replay_from(entries)
+        self.replay_from(entries)
+        for flight in list(self.flights.values()):
+            if flight.is_writing:
+                self._put(flight)
 
     def resume(self) -> None:
-        """Go on after a claim: what came meanwhile is read, what was put off is done."""
-        self.held = False
-        if self.dropped:
+        """Go on after an operation: what came meanwhile is read, what was put off is done."""
+        if self.dropped or self.held:
             return
         self._do_todo()
         for flight in list(self.flights.values()):
-            if not flight.is_sent and not flight.is_writing and flight.body is None:
+            if flight.is_writing:
+                self._put(flight)
+            else:
                 flight.wake()
         self.want_read()
 
-    async def suspend(self) -> None:
-        """Leave memory and every process: schedules stored, record `suspended`, command acknowledged."""
-        replay = self.replay
-        assert replay is not None
-        self.held = True
-        read = await self.host.store.read_journal(self.shard, self.slots, self._read_wanted)
-        if any(entry.sequence > replay.fed_sequence for entry in read.entries):
-            self.held = False
-            self._on_read(True, read)
-            return
-        for step in replay.open_steps():
-            if not await self._schedule(step):
-                self.resume()
-                return
-        record = self.new_record(Status.SUSPENDED)
-        record.seen_seq = read.up_to
-        record.strikes = 0
-        record.owner = ""
-        record.due_ns = min(step.due_ns for step in replay.open_steps())
-        revision = await self.host.store.write_record(record, self.revision)
-        if not revision:
-            self.drop("another processor has claimed it")
-            return
-        self._let_go(acknowledge=True)
-
-    async def _schedule(self, step: Step) -> bool:
-        """Have the server fire a timer. Writing one again that has fired is a second firing, which its slot refuses."""
-        host = self.host
-        flight = self.flights.get(step.number) or Flight(step, step.attempt)
-        at = _rfc3339_nanos(step.due_ns)
-        headers = header_block.encode([
-            ("Nats-Schedule", f"@at {at}"),
-            ("Nats-Schedule-Target", host.names.fired(self.id, self.incarnation, step.number)),
-            ("Mesh-Slot", self._slot(flight)),
-            ("Mesh-Workflow", self.workflow.name),
-            ("Mesh-Partition", str(self.command.partition)),
-        ])
-        ack = await host.store.publish(host.names.schedule(self.id, self.incarnation, step.number), b"", headers)
-        if ack.error is not None:
-            logger.error("run %s: its timer cannot be stored: %s", self.id, ack.error.description)
-            return False
-        self._timers_scheduled = True
-        return True
-
-    async def hand_over(self) -> None:
-        """Give the run to another processor, in order: it does not count as lost."""
-        if self.held:
-            return
-        self.held = True
-        record = self.new_record(Status.RUNNING)
-        record.owner = ""
-        record.strikes = 0
-        revision = await self.host.store.write_record(record, self.revision)
-        if not revision:
-            self.drop("another processor has claimed it")
-            return
-        self.host.store.hand_back(self.command.ack)
-        self._let_go(acknowledge=False)
-
-    # --- ending ----------------------------------------------------------------------------------------------------------------------
-
     def finish(self, outcome: Outcome) -> None:
-        """Write the final record by compare-and-set; acknowledge after it is stored, never before (H7)."""
-        self.held = True
+        """The code has ended: everything under way is dropped, the final record written."""
         for flight in self.flights.values():
             flight.cancel()
-        record = self._final_record(outcome)
-        self._write_final(record)
-
-    def _final_record(self, outcome: Outcome) -> Record:
-        record = self.new_record(Status.COMPLETED if outcome.failure is None else Status.FAILED)
-        record.completed_ns = record.updated_ns
-        record.error = outcome.failure
-        record.result, record.result_type = outcome.result
-        record.waiting_on = ()
-        record.owner = ""
-        record.end_seq = self.replay.fed_sequence if self.replay is not None else 0
-        record.journal = journal.journal_entries(self.replay.steps) if self.replay is not None else ()
-        budget = self.host.connection.max_payload - 1024
-        try:
-            return fit_record(record, budget)
-        except PayloadTooLargeError as error:
-            if outcome.failure is not None:
-                raise
-            return self._final_record(Outcome(failure=describe_exception(error)))
-
-    def _write_final(self, record: Record) -> None:
-        data = record.to_bytes()
-        self._final = (record, data, self._time() + FINAL_WRITE_TIMEOUT)
-        if not self.host.may_act():
-            return
-        headers = record_headers(record, self.revision, secrets.token_urlsafe(12))
-        try:
-            self.host.store.put_record(data, headers, self.id, self._on_final)
-        except NotConnectedError:
-            return
-
-    def _on_final(self, ack: PubAck) -> None:
-        if self.dropped or self._final is None:
-            return
-        if ack.error is None and not ack.duplicate:
-            self._ended(self._final[0])
-        else:
-            self.host.spawn(self._settle_final(), self)
-
-    def _look_after_final(self, now: float) -> None:
-        if self._final is not None and now >= self._final[2]:
-            self._final = (*self._final[:2], float("inf"))
-            self.host.spawn(self._settle_final(), self)
-
-    async def _settle_final(self) -> None:
-        """The outcome of the final write is not known: find out, or write it again."""
-        if self._final is None or self.dropped:
-            return
-        record, data, _ = self._final
-        self._final = (record, data, float("inf"))
-        stored = await self.host.store.read_record(self.id)
-        if stored.data == data:
-            self._ended(record)
-        elif stored.revision != self.revision:
-            self.drop("another processor has claimed it")
-        elif await self.host.store.write_record(record, self.revision):
-            self._ended(record)
-        else:
-            self.drop("another processor has claimed it")
-
-    def _ended(self, record: Record) -> None:
-        self._final = None
-        self._let_go(acknowledge=True)
-        self.host.finished(self, record)
+        self.host.finish(self, outcome)
 
     def drop(self, reason: str) -> None:
         """Fall silent: it is somebody else's. No ack, nak or in-progress ack for it any more (H8)."""
-        if self.dropped:
-            return
-        logger.info("run %s dropped: %s", self.id, reason)
-        self._let_go(acknowledge=False)
+        if not self.dropped:
+            logger.info("run %s dropped: %s", self.id, reason)
+            self.let_go(acknowledge=False)
 
-    def _let_go(self, *, acknowledge: bool) -> None:
+    def let_go(self, *, acknowledge: bool) -> None:
+        """Leave memory. `acknowledge` only after the write that made the command needless, or on a monotone fact."""
         if self.dropped:
             return
         self.dropped = True
@@ -742,6 +613,11 @@ class Run:
             self.replay = None
         host.released(self)
 
+    def _end_flight(self, number: int, flight: Flight) -> None:
+        flight.cancel()
+        del self.flights[number]
+        self.fillable.discard(number)
+
     def _time(self) -> float:
         return asyncio.get_running_loop().time()
 
@@ -749,10 +625,3 @@ class Run:
 def _is_retried(step: Step, failure: Failure) -> bool:
     call = step.call
     return call is None or call.policy.retries_code(grpc.StatusCode[failure.code])
-
-
-def _rfc3339_nanos(ns: int) -> str:
-    from datetime import UTC, datetime  # noqa: PLC0415
-
-    moment = datetime.fromtimestamp(ns // NANOS, UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{ns % NANOS:09d}Z"

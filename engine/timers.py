@@ -46,6 +46,11 @@ class TimerHandler:
         self._tasks.add(task)
         task.add_done_callback(self._done)
 
+    async def drain(self, timeout: float) -> None:
+        """Finish what is being worked on."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout)
+
     def stop(self) -> None:
         """Drop what is being worked on: it is delivered again elsewhere."""
         for task in self._tasks:

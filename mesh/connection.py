@@ -26,6 +26,8 @@ RECONNECT_WAIT = 0.25
 """Seconds between two attempts at the same server."""
 WATCHDOG_INTERVAL = 5.0
 """Seconds between two round trips through an own inbox: a dead read loop looks connected to anything less."""
+LINGER = 5.0
+"""Seconds for which messages of an ended subscription are still handled."""
 WRITE_HIGH_WATER = 4 << 20
 """Bytes waiting to be written past which `drain_writes` waits. The server cuts a client at 64 MB (`max_pending`)."""
 
@@ -194,6 +196,11 @@ class Connection:
         finally:
             for sid in ended:
                 self.unsubscribe(sid)
+
+    def unsubscribe_later(self, sid: int) -> None:
+        """End a subscription and still handle what the server has already sent: nothing is lost in between."""
+        self._client.raw_end(sid)
+        asyncio.get_running_loop().call_later(LINGER, self.unsubscribe, sid)
 
     def request(
         self, subject: str, data: bytes, callback: Callable[[bytes, bytes], None], *, headers: bytes = b""

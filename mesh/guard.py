@@ -26,9 +26,8 @@ MAX_CONTROL_LINE = 65_536
 class RawSubscription:
     """A subscription that hands messages to a function at once. Bears the fields nats-py reads when it reconnects or closes."""
 
-    __slots__ = ("_subject", "_queue", "handler", "sid")
-    _max_msgs = 0
-    _received = 0
+    __slots__ = ("_max_msgs", "_queue", "_subject", "handler", "sid")
+    _received = 1
     _wait_for_msgs_task = None
     _message_iterator = None
     _pending_next_msgs_calls = None
@@ -37,6 +36,7 @@ class RawSubscription:
         self.sid = sid
         self._subject = subject
         self._queue = queue
+        self._max_msgs = 0  # 1: what is on its way still counts, but a reconnect does not make it again
         self.handler = handler
 
 
@@ -82,6 +82,14 @@ class GuardedClient(Client):
         if self._status == Client.CONNECTED:
             self.send(f"SUB {subject} {queue} {self._sid}\r\n".encode())
         return self._sid
+
+    def raw_end(self, sid: int) -> None:
+        """Have the server end a subscription; what it has sent already is still handled, until `raw_unsubscribe`."""
+        sub = self._subs.get(sid)
+        if sub is not None:
+            sub._max_msgs = 1
+            if self._status == Client.CONNECTED:
+                self.send(f"UNSUB {sid}\r\n".encode())
 
     def raw_unsubscribe(self, sid: int) -> None:
         """End a subscription; messages on their way are dropped."""
