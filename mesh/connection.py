@@ -199,7 +199,7 @@ class Connection:
 
     def unsubscribe_later(self, sid: int) -> None:
         """End a subscription and still handle what the server has already sent: nothing is lost in between."""
-        self._client.raw_end(sid)
+        self._client.raw_end_interest(sid)
         asyncio.get_running_loop().call_later(LINGER, self.unsubscribe, sid)
 
     def request(

@@ -83,23 +83,18 @@ class GuardedClient(Client):
             self.send(f"SUB {subject} {queue} {self._sid}\r\n".encode())
         return self._sid
 
-    def raw_end(self, sid: int) -> None:
-        """Have the server end a subscription; what it has sent already is still handled, until `raw_unsubscribe`."""
-        sub = self._subs.get(sid)
-        if sub is not None:
-            sub._max_msgs = 1
-            if self._status == Client.CONNECTED:
-                self.send(f"UNSUB {sid}\r\n".encode())
-
     def raw_unsubscribe(self, sid: int) -> None:
         """End a subscription; messages on their way are dropped."""
         if self._subs.pop(sid, None) is not None and self._status == Client.CONNECTED:
             self.send(f"UNSUB {sid}\r\n".encode())
 
     def raw_end_interest(self, sid: int) -> None:
-        """Ask the server to send no more; what is on its way still reaches the handler."""
-        if sid in self._subs and self._status == Client.CONNECTED:
-            self.send(f"UNSUB {sid}\r\n".encode())
+        """Have the server end a subscription; what it has sent already is still handled, until `raw_unsubscribe`."""
+        sub = self._subs.get(sid)
+        if sub is not None:
+            sub._max_msgs = 1
+            if self._status == Client.CONNECTED:
+                self.send(f"UNSUB {sid}\r\n".encode())
 
     @property
     def write_buffer_bytes(self) -> int:
