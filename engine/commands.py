@@ -24,7 +24,7 @@ class Command:
     """What a command says beside its subject."""
 
     incarnation: str
-    """Empty where a foreign message has none that could be one."""
+    """Empty where a foreign message has none that could be one: see `given_incarnation`."""
     kind: str = START
     input: bytes = b""
     input_type: str = ""
@@ -59,6 +59,11 @@ def _only_one(names: Names, invocation: str, message_id: str) -> str:
         f"Nats-Msg-Id: {message_id}\r\nNats-Expected-Last-Subject-Sequence: 0\r\n"
         f"Nats-Expected-Last-Subject-Sequence-Subject: {names.commands_of(invocation)}\r\n\r\n"
     )
+
+
+def given_incarnation(sequence: int) -> str:
+    """What a command without an incarnation (published by hand) is given: the same at every look at it."""
+    return f"command-{sequence:08d}"
 
 
 def read_command(data: bytes, block: bytes) -> Command:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Self
 
-from engine.commands import read_command
+from engine.commands import given_incarnation, read_command
 from engine.names import Names
 from engine.pull import Delivery
 from engine.values import JSON
@@ -39,7 +39,7 @@ class DeliveredCommand:
             invocation=invocation,
             workflow=workflow,
             partition=partition,
-            incarnation=command.incarnation or f"command-{delivery.sequence:08d}",
+            incarnation=command.incarnation or given_incarnation(delivery.sequence),
             kind=command.kind,
             min_seq=command.min_seq,
             input=command.input,

@@ -1,4 +1,5 @@
 """The client: start invocations, wait for their results, look at them."""
+# ruff: noqa: A002  # `id` and `input` are the names that users type
 
 import asyncio
 import os
@@ -104,8 +105,8 @@ class Client:
         StoreError (full, missing), mesh.PermissionDeniedError. UnavailableError: not known; the same call with its
         `invocation_id` as `id` is safe.
         """
-        parts = self._parts or await self._open()
         wanted = _submission(workflow, input, id, partition_key)
+        parts = self._parts or await self._open()
         await parts.submitter.submit(wanted, asyncio.get_running_loop().time() + SUBMIT_TIMEOUT)
         return Handle(self, wanted.invocation, _result_type(workflow))
 
@@ -147,9 +148,12 @@ class Client:
         partition_key: str | None = None,
         timeout: Duration | None = None,
     ) -> Any:
-        """Start a workflow and wait for its result, `timeout` seconds at most in all. Raises as `start` and `result`."""
-        parts = self._parts or await self._open()
+        """Start a workflow and wait for its result, `timeout` seconds (or timedelta) at most in all.
+
+        Raises as `start` and `Handle.result`.
+        """
         wanted = _submission(workflow, input, id, partition_key)
+        parts = self._parts or await self._open()
         loop = asyncio.get_running_loop()
         began = loop.time()
         limit = None if timeout is None else seconds(timeout)
@@ -180,8 +184,9 @@ class Client:
 
     async def result(self, id: str, result_type: Any = Any, *, timeout: Duration | None = None) -> Any:
         """What `Handle.result` returns and raises."""
+        check_token("invocation id", id)
         parts = self._parts or await self._open()
-        future = parts.waiting.begin(check_token("invocation id", id))
+        future = parts.waiting.begin(id)
         try:
             parts.waiting.look(id)
             outcome = await parts.waiting.outcome(id, future, None if timeout is None else seconds(timeout))
@@ -193,8 +198,9 @@ class Client:
 
     async def describe(self, id: str) -> Description:
         """What `Handle.describe` returns and raises."""
+        check_token("invocation id", id)
         parts = self._parts or await self._open()
-        found = await parts.lookup.either(check_token("invocation id", id), LOOK_TIMEOUT)
+        found = await parts.lookup.either(id, LOOK_TIMEOUT)
         served = asyncio.ensure_future(self.is_served(found.workflow))
         try:
             if isinstance(found, Record):
@@ -207,6 +213,7 @@ class Client:
 
     async def is_served(self, workflow: str) -> bool:
         """Whether a processor that knows the workflow is connected at this moment."""
+        check_token("workflow name", workflow)
         parts = self._parts or await self._open()
         try:
             await self._connection.ask(parts.assets.names.here(workflow), timeout=PRESENCE_TIMEOUT)
@@ -286,6 +293,8 @@ def _submission(
     workflow: Workflow[Any, Any] | str, input: Any, id: str | None, partition_key: str | None
 ) -> Submission:
     """What is asked for, checked before anything is sent."""
+    if not isinstance(workflow, Workflow | str):
+        raise TypeError(f"not a workflow, nor the name of one: {workflow!r}; is @workflow missing?")
     name = check_token("workflow name", workflow) if isinstance(workflow, str) else workflow.name
     payload = values.NOTHING if input is None else values.encode(input, f"input of {name}")
     return Submission(

@@ -1,12 +1,12 @@
 """What JetStream knows of an invocation: its record, else its command. Leaders are asked, never replicas."""
 
 from base64 import b64decode
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from engine import journal
 from engine.assets.api import NOT_FOUND, Api, ApiError
-from engine.commands import Command, read_command
+from engine.commands import Command, given_incarnation, read_command
 from engine.errors import InvocationNotFoundError
 from engine.names import Names
 from engine.records import Record
@@ -42,6 +42,8 @@ class Lookup:
         if message is None:
             return None
         command = read_command(b64decode(message.get("data", "")), b64decode(message.get("hdrs", "")))
+        if not command.incarnation:
+            command = replace(command, incarnation=given_incarnation(int(message["seq"])))
         _, workflow, _ = self._names.parse_command(message["subject"])
         return Queued(command, workflow, int(message["seq"]), journal.parse_time(message["time"]))
 
