@@ -1,248 +1,31 @@
-"""One call: publish, await, deadline, 503. And questions to a service.
+"""One call: publish, await, deadline, 503. And the question what a service is.
 
-`Caller` keeps what all calls of a connection share; `Call` is one of them, whatever stub made it.
 A call is a published message, an entry in a dict and, once somebody awaits it, a future: no task.
 What is not the plain case (no connection, no instance, too many bytes in flight) goes on in a task.
 """
 
 import asyncio
-import functools
-import json
-import logging
+import contextlib
 import math
 import time
-from collections.abc import Callable, Coroutine, Generator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator
 from typing import Any
 
 import grpc
 
-from mesh import codec, headers, scope, subjects, wire
+from mesh import codec, headers, liveness, metadata, scope, subjects, wire
+from mesh.caller import MAX_BYTES_IN_FLIGHT, Caller, Target
 from mesh.connection import Connection
 from mesh.errors import NotConnectedError, RpcError
-from mesh.metadata import MetadataTooLargeError, Pairs
-
-logger = logging.getLogger("mesh.client")
+from mesh.liveness import Peer
+from mesh.metadata import Pairs
 
 Code = grpc.StatusCode
 
-DEFAULT_MAX_CALL = 600.0
-DEFAULT_MAX_MESSAGE_BYTES = 4_194_304
-"""As in gRPC (M-A3)."""
-DEFAULT_RECONNECT_GRACE = 5.0
-DEFAULT_KEEPALIVE = 10.0
-MAX_BYTES_IN_FLIGHT = 32 << 20
-"""Of requests without an answer. Past it calls wait for their turn: the server cuts a client off
-that has more than `max_pending` (64 MB) waiting (M-A6)."""
-SWEEP_INTERVAL = 0.5
-"""Seconds between two looks at calls that have no timer of their own."""
-QUESTION_TIMEOUT = 1.0
 RESEND_DELAYS = (0.005, 0.02, 0.05, 0.1, 0.2, 0.4)
 """Seconds before a request is sent again that was not delivered though an instance serves the method."""
 READY_BACKOFF = (0.02, 0.05, 0.1, 0.2, 0.5)
 """Seconds between attempts of a call with `wait_for_ready`, the last one repeated."""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where the calls of one method go; made once a stub's method."""
-
-    path: str
-    """`pkg.Service/Method`."""
-    method: str
-    subject: str
-    service_at: str
-    """What all subjects of the service begin with."""
-
-    @classmethod
-    def of(cls, path: str, prefix: str, cluster: str | None) -> "Target":
-        """The target of gRPC's `/pkg.Service/Method`. Raises InvalidNameError."""
-        service, method = subjects.split_method(path)
-        return cls(
-            f"{service}/{method}",
-            method,
-            subjects.method_subject(service, method, prefix, cluster),
-            subjects.service_subject(service, prefix, cluster),
-        )
-
-
-class Caller:
-    """What all calls over one connection share: those in flight, limits, the connection's fate."""
-
-    def __init__(
-        self,
-        connection: Connection,
-        *,
-        prefix: str = subjects.DEFAULT_PREFIX,
-        max_call: float = DEFAULT_MAX_CALL,
-        keepalive: float = DEFAULT_KEEPALIVE,
-        max_send_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
-        max_receive_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
-        reconnect_grace: float = DEFAULT_RECONNECT_GRACE,
-    ) -> None:
-        self.connection = connection
-        self.prefix = subjects.check_prefix(prefix)
-        self.max_call = max_call
-        self.keepalive = keepalive
-        self.max_send_bytes = max_send_bytes
-        self.max_receive_bytes = max_receive_bytes
-        self.reconnect_grace = reconnect_grace
-        self.loop = asyncio.get_running_loop()
-        self.pending: dict[int, Call] = {}
-        """By token, in order of sending: the first is the first to reach `max_call`."""
-        self.bytes_in_flight = 0
-        self.room = 0
-        """Bytes that a message may have, headers included: the smallest limit that applies now."""
-        self.sweeper: asyncio.TimerHandle | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._questions: dict[str, asyncio.Future[frozenset[str] | None]] = {}
-        self._turns: list[asyncio.Future[None]] = []
-        self._changes: list[asyncio.Future[None]] = []
-        self._measure()
-        connection.on_state(self._on_state)
-        connection.on_permission_error(self._on_refused)
-
-    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run what a call cannot do at once."""
-        task = self.loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    def close(self) -> None:
-        """End everything that is under way: calls are CANCELLED."""
-        for call in list(self.pending.values()):
-            call.cancel()
-        for task in self._tasks:
-            task.cancel()
-        if self.sweeper is not None:
-            self.sweeper.cancel()
-            self.sweeper = None
-
-    # --- time ------------------------------------------------------------------------------------
-
-    def arm(self) -> None:
-        """Look after calls without a timer until none is left."""
-        self.sweeper = self.loop.call_later(SWEEP_INTERVAL, self._sweep)
-
-    def _sweep(self) -> None:
-        self.sweeper = None
-        now = time.monotonic()
-        overdue = []
-        for call in self.pending.values():  # in order of sending
-            if now - call.started < self.max_call:
-                break
-            overdue.append(call)
-        for call in overdue:
-            call.expire()
-        if self.pending:
-            self.arm()
-
-    # --- the connection's fate -------------------------------------------------------------------
-
-    async def state_change(self) -> None:
-        """Wait until the connection is lost, found again or closed."""
-        change: asyncio.Future[None] = self.loop.create_future()
-        self._changes.append(change)
-        await change
-
-    def _measure(self) -> None:
-        self.room = min(self.max_send_bytes, self.connection.max_payload)
-
-    def _on_state(self, state: str) -> None:
-        changes, self._changes = self._changes, []
-        for change in changes:
-            _settle(change, None)
-        if state == "reconnected":
-            self._measure()
-            self._give_turns()
-            return
-        text = "the connection to NATS was lost; whether the call was executed is not known"
-        for call in list(self.pending.values()):
-            call.fail(Code.UNAVAILABLE, text)
-        for question in list(self._questions.values()):
-            _settle(question, None)
-        if state == "closed":
-            self._give_turns()
-
-    def _on_refused(self, operation: str, subject: str) -> None:
-        if operation != "publish":
-            return
-        question = self._questions.get(subject)
-        if question is not None and not question.done():
-            question.set_result(None)
-        text = f"the NATS server does not allow this user to publish to {subject}"
-        for call in [call for call in self.pending.values() if call.target.subject == subject]:
-            call.fail(Code.PERMISSION_DENIED, text)
-
-    def _give_turns(self) -> None:
-        turns, self._turns = self._turns, []
-        for turn in turns:
-            _settle(turn, None)
-
-    def release(self, size: int) -> None:
-        """A request of `size` bytes is in flight no more."""
-        self.bytes_in_flight -= size
-        if self._turns and self.bytes_in_flight <= MAX_BYTES_IN_FLIGHT:
-            _settle(self._turns.pop(0), None)
-
-    async def wait_turn(self) -> bool:
-        """Wait for a connection and for room in flight. False where there is no connection within the grace."""
-        grace = self.loop.time() + self.reconnect_grace
-        while True:
-            connected = self.connection.is_connected
-            if connected and self.bytes_in_flight <= MAX_BYTES_IN_FLIGHT:
-                return True
-            if self.connection.is_closed:
-                return False
-            turn: asyncio.Future[None] = self.loop.create_future()
-            self._turns.append(turn)
-            try:
-                async with asyncio.timeout_at(None if connected else grace):
-                    await turn
-            except TimeoutError:
-                return False
-            finally:
-                if turn in self._turns:
-                    self._turns.remove(turn)
-
-    # --- questions -------------------------------------------------------------------------------
-
-    async def methods_at(self, service_at: str) -> frozenset[str] | None:
-        """The methods that an instance of the service has, None where no instance answers.
-
-        Many calls that find nobody at once share one question.
-        """
-        subject = subjects.question_subject(service_at, subjects.METHODS_QUESTION)
-        question = self._questions.get(subject)
-        if question is None:
-            question = self._questions[subject] = self.loop.create_future()
-            timer = self.loop.call_later(QUESTION_TIMEOUT, _settle, question, None)
-            question.add_done_callback(functools.partial(self._forget_question, subject, timer))
-            try:
-                self.connection.request(subject, b"", functools.partial(_on_methods, question))
-            except NotConnectedError:
-                question.set_result(None)
-        return await asyncio.shield(question)
-
-    def _forget_question(self, subject: str, timer: asyncio.TimerHandle, _question: object) -> None:
-        timer.cancel()
-        self._questions.pop(subject, None)
-
-
-def _settle(future: "asyncio.Future[Any]", value: Any) -> None:
-    if not future.done():
-        future.set_result(value)
-
-
-def _on_methods(question: "asyncio.Future[frozenset[str] | None]", data: bytes, block: bytes) -> None:
-    methods = None
-    if wire.outcome(data, block).ok:
-        try:
-            methods = frozenset(map(str, json.loads(data)["methods"]))
-        except (ValueError, LookupError, TypeError):
-            logger.warning("a service answered which methods it has by %r", data[:100])
-    _settle(question, methods)
 
 
 class Call:
@@ -254,7 +37,11 @@ class Call:
 
     error_class: type[RpcError] = RpcError
     started = 0.0
+    heard = 0.0
+    silent_since = 0.0
+    last_asked = 0.0
     _token = 0
+    _call_name = ""
     _size = 0
     _done = False
     _cancelled = False
@@ -268,7 +55,7 @@ class Call:
     _later: asyncio.Task[None] | None = None
     _deadline: float | None = None
     _limited_by_max_call = True
-    _metadata: object = None
+    _metadata: list[tuple[str, str]] = []  # noqa: RUF012  # header pairs; never written to
     _wait_for_ready = False
     _undelivered_times = 0
 
@@ -285,11 +72,12 @@ class Call:
         caller = self._caller
         data = self._data
         size = len(data)
-        if size > caller.room or caller.bytes_in_flight > MAX_BYTES_IN_FLIGHT:
+        target = self.target
+        if size > caller.room or caller.bytes_in_flight > MAX_BYTES_IN_FLIGHT or target.peer.crosses:
             self._start_otherwise(size)
             return
         try:
-            token = caller.connection.request(self.target.subject, data, self._on_reply)
+            token = caller.connection.request(target.subject, data, self._on_reply)
         except NotConnectedError:
             self._start_otherwise(size)
             return
@@ -301,16 +89,16 @@ class Call:
         if caller.sweeper is None:
             caller.arm()
 
-    def start_with(self, timeout: float | None, metadata: object = None, *, wait_for_ready: bool = False) -> None:
+    def start_with(self, timeout: float | None, user_metadata: object = None, *, wait_for_ready: bool = False) -> None:
         """Send with what a call may have. A deadline of the handler we are in is inherited (M-A7).
 
         Raises ValueError or TypeError for metadata that gRPC does not allow; nothing is sent then.
         """
-        self._metadata = metadata
         self._wait_for_ready = wait_for_ready
         try:
-            wire.encode_request(user_metadata=metadata)
-        except MetadataTooLargeError as error:
+            if user_metadata:
+                self._metadata = metadata.encode(user_metadata)
+        except metadata.MetadataTooLargeError as error:
             self.fail(Code.RESOURCE_EXHAUSTED, str(error))
             return
         if not self._set_deadline(timeout):
@@ -344,7 +132,13 @@ class Call:
         elif caller.connection.is_connected and caller.bytes_in_flight <= MAX_BYTES_IN_FLIGHT:
             self._send()
         else:
-            self._later = caller.spawn(self._send_in_turn())
+            self._wait_turn()
+
+    def _wait_turn(self) -> None:
+        caller = self._caller
+        if self._timer is None:  # in the queue nobody looks after it
+            self._timer = caller.loop.call_later(caller.max_call, self.expire)
+        self._later = caller.spawn(self._send_in_turn())
 
     def _too_large(self, size: int) -> None:
         caller = self._caller
@@ -355,12 +149,18 @@ class Call:
         self.fail(Code.RESOURCE_EXHAUSTED, text)
 
     async def _send_in_turn(self) -> None:
-        if await self._caller.wait_turn():
-            if not self._done:
-                self._send()
-        else:
-            grace = self._caller.reconnect_grace
+        caller = self._caller
+        try:
+            has_turn = await caller.wait_turn()
+        except asyncio.CancelledError:
+            caller.release(0)
+            raise
+        if not has_turn:
+            grace = caller.reconnect_grace
             self.fail(Code.UNAVAILABLE, f"no connection to NATS within {grace:g} s; nothing was sent")
+        elif not self._done:
+            self._send()
+        caller.release(0)
 
     def _send(self) -> None:
         caller = self._caller
@@ -372,7 +172,7 @@ class Call:
         try:
             token = caller.connection.request(self.target.subject, self._data, self._on_reply, headers=block)
         except NotConnectedError:
-            self._later = caller.spawn(self._send_in_turn())
+            self._wait_turn()
             return
         self._token = token
         self._size = size
@@ -384,13 +184,15 @@ class Call:
             caller.arm()
 
     def _headers(self) -> bytes:
-        if self._deadline is None:
-            return wire.encode_request(user_metadata=self._metadata) if self._metadata else b""
-        left = max(1e-6, self._deadline - time.monotonic())
+        """Nothing for a plain call; a name where an account import lies between (see `mesh.liveness`)."""
+        if self.target.peer.crosses:
+            self._call_name = self._caller.new_name()
+        left = deadline_ms = None
+        if self._deadline is not None:
+            left = max(1e-6, self._deadline - time.monotonic())
+            deadline_ms = int((time.time() + left) * 1000)
         return wire.encode_request(
-            timeout=left,
-            deadline_ms=int((time.time() + left) * 1000),
-            user_metadata=self._metadata,
+            timeout=left, deadline_ms=deadline_ms, call_name=self._call_name, encoded_metadata=self._metadata
         )
 
     # --- end -------------------------------------------------------------------------------------
@@ -435,7 +237,7 @@ class Call:
 
     async def _undelivered(self) -> None:
         """Nobody took the request. Safe to send again, where it makes sense (M-C8, M-C10, M-D6)."""
-        methods = await self._caller.methods_at(self.target.service_at)
+        methods = await self._caller.methods_at(self.target.peer)
         if self._done:
             return
         times = self._undelivered_times
@@ -490,14 +292,35 @@ class Call:
         """
         if not self._token:
             return
-        connection = self._caller.connection
-        try:
-            connection.publish(
-                subjects.call_subject(self.target.subject),
-                wire.encode_json({"cancel": connection.reply_subject(self._token)}),
-            )
-        except NotConnectedError:
-            return
+        notice = liveness.cancel_notice(self.name or self._reply_subject())
+        with contextlib.suppress(NotConnectedError):
+            self._caller.connection.publish(subjects.call_subject(self.target.subject), notice)
+
+    def _reply_subject(self) -> str:
+        return self._caller.connection.reply_subject(self._token)
+
+    # --- what `mesh.liveness` asks for -------------------------------------------------------------
+
+    @property
+    def place(self) -> str:
+        """The method's subject."""
+        return self.target.subject
+
+    @property
+    def peer(self) -> Peer:
+        """Who serves it."""
+        return self.target.peer
+
+    @property
+    def name(self) -> str:
+        """What its instance knows it by: its name, or its reply subject where that arrives as it is."""
+        return self._call_name or ("" if self.target.peer.crosses else self._reply_subject())
+
+    def die(self) -> None:
+        """End the call: its instance is gone."""
+        self.fail(
+            Code.UNAVAILABLE, f"the instance that had the call to {self.target.path} is gone; it may have executed it"
+        )
 
     def _finish(self) -> None:
         self._done = True

@@ -4,7 +4,7 @@ from collections.abc import Generator, Iterable, Sequence
 from typing import Any
 
 from mesh.adapters.grpcio import Channel, message_limits
-from mesh.client import DEFAULT_KEEPALIVE, DEFAULT_MAX_CALL, DEFAULT_RECONNECT_GRACE, Caller
+from mesh.caller import DEFAULT_KEEPALIVE, DEFAULT_MAX_CALL, DEFAULT_RECONNECT_GRACE, Caller
 from mesh.connection import Connection
 from mesh.options import ConnectOptions
 from mesh.subjects import DEFAULT_PREFIX

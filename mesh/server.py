@@ -35,11 +35,13 @@ DEFAULT_MAX_CONCURRENT = 4096
 DEFAULT_MAX_MESSAGE_BYTES = 4_194_304
 MAX_SKEW = 1.0
 """Seconds that two clocks may differ before `Mesh-Deadline` is ignored (M-D3)."""
+BEAT_INTERVAL = 0.5
+"""Seconds between two messages to ourselves, which tell how long what we read may have waited."""
 ABANDON_AFTER = 1.0
 """Seconds that a stopped server waits for handlers that it cancelled."""
 MAX_SECONDS = 10 * 365 * 86_400.0
 """A deadline further away is this far away: gRPC's syntax reaches 11,000 years, event loops do not."""
-MAX_QUESTION_BYTES = 2048
+MAX_QUESTION_BYTES = 65_536
 
 
 class ServerCall:
@@ -69,6 +71,11 @@ class ServerCall:
         self.reply = reply
         self.head = head
         self.began_ns = began_ns
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What its caller may call it in a question."""
+        return tuple(name for name in (self.reply, self.head.call_name) if name)
 
     # --- answers ---------------------------------------------------------------------------------
 
@@ -525,9 +532,14 @@ class Host:
         self._stop_at = 0.0
         self._hurry = asyncio.Event()
         self._sids: list[int] = []
+        self._last_sids: list[int] = []
+        """Of questions about calls: asked and answered as long as one is being served."""
         self._subjects: set[str] = set()
         self._refused: list[PermissionDeniedError] = []
         self._skew_told = 0.0
+        self._beating: asyncio.Task[None] | None = None
+        self._beat_sent = time.monotonic()
+        """When the last message to ourselves that came back had left."""
         self.room = 0
         """Bytes that a message may have, headers included: the smallest limit that applies now."""
         self._measure()
@@ -583,10 +595,11 @@ class Host:
             await self.connection.round_trip()
             if self._refused:
                 raise self._refused[0]
+            self._beating = self.loop.create_task(self._beat())
         except BaseException:
-            for sid in self._sids:
+            for sid in self._sids + self._last_sids:
                 self.connection.unsubscribe(sid)
-            self._sids.clear()
+            self._sids, self._last_sids = [], []
             raise
 
     def _subscribe_service(self, hosted: HostedService) -> None:
@@ -600,6 +613,7 @@ class Host:
                 subjects.question_subject(at, "*"), functools.partial(self._on_question, hosted), self.queue_group
             )
             self._subscribe(subjects.call_subject(f"{at}.*"), self._on_call_question)
+            self._last_sids.append(self._sids.pop())
             for name, endpoint in hosted.endpoints.items():
                 subject = subjects.method_subject(hosted.service, name, self.prefix, cluster)
                 self._subscribe(subject, endpoint.receive, self.queue_group)
@@ -643,8 +657,10 @@ class Host:
             await self.connection.retire(sids)
         await self._finish_calls()
         await self._cut_off_calls()
-        with contextlib.suppress(TimeoutError, NotConnectedError):
-            await self.connection.round_trip()
+        if self._last_sids:
+            await self.connection.retire(self._last_sids)
+        if self._beating is not None:
+            self._beating.cancel()
         for stop_listening in self._listening:
             stop_listening()
         self.stopped.set()
@@ -693,16 +709,27 @@ class Host:
             return timeout
         left = deadline_ms / 1000 - time.time()
         age = timeout - left  # since it was sent, if the clocks agree
-        if age < -MAX_SKEW:
-            self._tell_skew(age)
-            return timeout
-        return min(timeout, left)
+        # Whatever the NATS server sent us after our last beat has waited no longer than since that
+        # left. An older request was written by another clock, not held up on its way to us.
+        may_have_waited = time.monotonic() - self._beat_sent + BEAT_INTERVAL
+        if -MAX_SKEW <= age <= max(MAX_SKEW, may_have_waited):
+            return min(timeout, left)
+        self._tell_skew(age)
+        return timeout
+
+    async def _beat(self) -> None:
+        while True:
+            sent = time.monotonic()
+            with contextlib.suppress(TimeoutError, NotConnectedError):
+                await self.connection.round_trip(timeout=60.0)
+                self._beat_sent = sent
+            await asyncio.sleep(BEAT_INTERVAL)
 
     def _tell_skew(self, age: float) -> None:
         now = time.monotonic()
         if now - self._skew_told > 60:
             self._skew_told = now
-            logger.warning("a caller's clock differs by %.1f s: its Mesh-Deadline is ignored", -age)
+            logger.warning("a caller's clock differs from ours by %.1f s: its Mesh-Deadline is ignored", age)
 
     # --- questions -------------------------------------------------------------------------------
 
@@ -711,11 +738,10 @@ class Host:
     ) -> None:
         self.publish(reply, hosted.info.answer(verb), b"")
 
-    def _on_question(self, hosted: HostedService, subject: str, reply: str, _data: bytes, _block: bytes) -> None:
+    def _on_question(self, hosted: HostedService, subject: str, reply: str, data: bytes, _block: bytes) -> None:
         question = subject.rpartition(".")[2]
         if question == subjects.METHODS_QUESTION:
-            answer = wire.encode_json({"id": hosted.id, "methods": list(hosted.endpoints)})
-            self.publish(reply, answer, b"")
+            self.publish(reply, wire.encode_json(self._methods_answer(hosted, reply, data)), b"")
         elif question != subjects.DESCRIPTOR_QUESTION:
             self.publish(reply, *wire.encode_failure(Code.UNIMPLEMENTED, "no such question"))
         elif hosted.descriptors is None:
@@ -727,24 +753,33 @@ class Host:
         else:
             self.publish(reply, hosted.descriptors, b"")
 
-    def _on_call_question(self, subject: str, reply: str, data: bytes, _block: bytes) -> None:
-        """A caller names a call by its reply subject: cancel it, or is it alive?"""
-        if len(data) > MAX_QUESTION_BYTES:
-            return
-        try:
-            question = json.loads(data)
-        except (ValueError, RecursionError):
-            return
-        if not isinstance(question, dict):
-            return
-        for verb, named in question.items():
-            call = self._find(named) if isinstance(named, str) and named else None
-            if call is None:
-                continue
-            if verb == "cancel":
-                call.cut_off(Code.CANCELLED, "the call was cancelled by its caller")
-            elif verb == "alive":
-                self.publish(reply, b"", b"")
+    def _methods_answer(self, hosted: HostedService, reply: str, data: bytes) -> dict[str, Any]:
+        answer: dict[str, Any] = {"id": hosted.id, "methods": list(hosted.endpoints)}
+        inbox = _question(data).get("inbox")
+        if isinstance(inbox, str):
+            answer["crosses"] = not reply.startswith(f"{inbox}.")
+        return answer
 
-    def _find(self, reply: str) -> ServerCall | None:
-        return next((call for call in self.calls if call.reply == reply), None)
+    def _on_call_question(self, _subject: str, reply: str, data: bytes, _block: bytes) -> None:
+        """A caller names calls, by reply subject or by the name it gave: cancel it, or are they alive?"""
+        question = _question(data)
+        cancelled, asked = question.get("cancel"), question.get("alive")
+        if isinstance(cancelled, str):
+            for call in [call for call in self.calls if cancelled in call.names]:
+                call.cut_off(Code.CANCELLED, "the call was cancelled by its caller")
+        elif isinstance(asked, list):
+            alive = {name for call in self.calls for name in call.names}
+            found = [name for name in asked if isinstance(name, str) and name in alive]
+            if found:
+                self.publish(reply, wire.encode_json({"alive": found}), b"")
+
+
+def _question(data: bytes) -> dict[str, Any]:
+    """The JSON object of a question, `{}` for anything else."""
+    if not data or len(data) > MAX_QUESTION_BYTES:
+        return {}
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -5,6 +5,7 @@
                 Grpc-Timeout       time left, gRPC's syntax (M-D3)
                 Mesh-Deadline      the same as Unix milliseconds, so that waiting counts
                 Idempotency-Key    of an engine step: equal for all attempts
+                Mesh-Call          what the caller calls it in questions (`mesh.liveness`)
                 Grpc-Metadata-<k>  user metadata
     reply     payload: the message; headers only for metadata and JSON
     failure   Nats-Service-Error, Nats-Service-Error-Code   ADR-32, for everybody
@@ -16,6 +17,7 @@ built here alone, of a fixed list of names, and never of anything that a request
 
 import json
 import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import grpc
@@ -27,6 +29,7 @@ CONTENT_TYPE = "Content-Type"
 GRPC_TIMEOUT = "Grpc-Timeout"
 MESH_DEADLINE = "Mesh-Deadline"
 IDEMPOTENCY_KEY = "Idempotency-Key"
+MESH_CALL = "Mesh-Call"
 ERROR = "Nats-Service-Error"
 ERROR_CODE = "Nats-Service-Error-Code"
 GRPC_STATUS = "Grpc-Status"
@@ -57,12 +60,13 @@ class BadRequestError(ValueError):
 class RequestHead:
     """What the headers of a request say. Every field has a value, also where no header came."""
 
-    __slots__ = ("deadline_ms", "is_json", "key", "metadata", "run", "timeout")
+    __slots__ = ("call_name", "deadline_ms", "is_json", "key", "metadata", "run", "timeout")
 
     def __init__(self) -> None:
         self.timeout: float | None = None
         self.deadline_ms: int | None = None
         self.is_json = False
+        self.call_name = ""
         self.key = ""
         self.run = -1
         """Run number of an engine step; -1 where the request is none (no key, or no run)."""
@@ -80,8 +84,10 @@ def encode_request(
     user_metadata: object = None,
     content_type: str = "",
     key: str = "",
+    call_name: str = "",
+    encoded_metadata: Iterable[tuple[str, str]] = (),
 ) -> bytes:
-    """The header block of a request, `b""` if it needs none.
+    """The header block of a request, `b""` if it needs none. `encoded_metadata` is what `metadata.encode` made.
 
     Raises ValueError, TypeError or MetadataTooLargeError as `metadata.encode`.
     """
@@ -94,6 +100,9 @@ def encode_request(
         pairs.append((CONTENT_TYPE, content_type))
     if key:
         pairs.append((IDEMPOTENCY_KEY, key))
+    if call_name:
+        pairs.append((MESH_CALL, call_name))
+    pairs += encoded_metadata
     if user_metadata:
         pairs += metadata.encode(user_metadata)
     return headers.encode(pairs)
@@ -177,11 +186,16 @@ def _read_key(head: RequestHead, value: str) -> None:
     head.key = value
 
 
+def _read_call_name(head: RequestHead, value: str) -> None:
+    head.call_name = value[:MAX_KEY]
+
+
 _READERS = {
     "content-type": _read_content_type,
     "grpc-timeout": _read_timeout,
     "mesh-deadline": _read_deadline,
     "idempotency-key": _read_key,
+    "mesh-call": _read_call_name,
 }
 
 

@@ -19,7 +19,8 @@ from multidict import MultiDict
 
 from mesh import codec, subjects
 from mesh import status as codes
-from mesh.client import Call, Caller, Target
+from mesh.caller import Caller, Target
+from mesh.client import Call
 from mesh.errors import RpcError
 from mesh.method import Method
 from mesh.server import Handler, ServerCall, ServiceDefinition

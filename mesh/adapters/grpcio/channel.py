@@ -7,7 +7,8 @@ import grpc
 import grpc.aio
 
 from mesh import subjects
-from mesh.client import Call, Caller, Target
+from mesh.caller import Caller, Target
+from mesh.client import Call
 from mesh.errors import RpcError
 from mesh.scope import serving
 
@@ -116,7 +117,7 @@ class Channel(grpc.aio.Channel):
         return Channel(self._caller, subjects.check_cluster(cluster))
 
     def _target(self, path: str) -> Target:
-        return Target.of(path, self._caller.prefix, self._cluster)
+        return self._caller.target(path, self._cluster)
 
     def unary_unary(
         self,

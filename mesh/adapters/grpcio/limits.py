@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from mesh.client import DEFAULT_MAX_MESSAGE_BYTES
+from mesh.caller import DEFAULT_MAX_MESSAGE_BYTES
 
 MAX_SEND_OPTION = "grpc.max_send_message_length"
 MAX_RECEIVE_OPTION = "grpc.max_receive_message_length"
