@@ -58,8 +58,11 @@ def commands() -> Iterator[None]:
         cli.commands.pop(str(command.name))
 
 
+EMPTY: dict[str, str | None] = {"XDG_CONFIG_HOME": "/nonexistent", "NATS_URL": None}
+
+
 def invoke(*arguments: str, **environment: str) -> Result:
-    return CliRunner().invoke(cli, arguments, env={"XDG_CONFIG_HOME": "/nonexistent", "NATS_URL": None, **environment})
+    return CliRunner().invoke(cli, arguments, prog_name="mesh", env={**EMPTY, **environment})
 
 
 @pytest.mark.parametrize(
