@@ -31,7 +31,7 @@ class HelloService(hello_pb2_grpc.HelloServiceServicer):
     async def SayHello(  # noqa: N802 - gRPC's name
         self,
         request: hello_pb2.HelloRequest,
-        context: Any,  # noqa: ARG002 - gRPC's signature
+        context: Any,
     ) -> hello_pb2.HelloResponse:
         """Greet."""
         return hello_pb2.HelloResponse(message=f"Hello, {request.name}!")

@@ -9,7 +9,7 @@ import asyncio
 import traceback
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -53,7 +53,7 @@ class Replay:
         self.steps: list[Step] = []
         self.outcome: Outcome | None = None
         self.is_replaying = False
-        self.random = Random(f"{invocation.id}/{invocation.incarnation}")  # noqa: S311  # must repeat, not surprise
+        self._random: Random | None = None
         self.fed_sequence = 0
         self._fresh: list[Step] = []
         self._main: asyncio.Task[Any] | None = None
@@ -162,11 +162,8 @@ class Replay:
     def _decide_call(self, step: Step, entry: Entry) -> bool:
         call = step.call
         assert call is not None
-        if entry.mark == Mark.VALUE:
-            outcome = wire.outcome(entry.data, b"")
-        else:
-            outcome = wire.outcome(entry.data, entry.headers)
-        if outcome.ok:
+        outcome = wire.outcome(entry.data, entry.headers) if journal.is_error(entry.headers) else None
+        if outcome is None or outcome.ok:
             step.response, step.response_type = entry.data, call.response_type
             step.decided = True
             try:
@@ -197,13 +194,13 @@ class Replay:
             step.failures.append(Attempt(entry.attempt, started, entry.time_ns, failure))
         step.failed_ns = entry.time_ns
         if entry.mark not in {Mark.ERROR, Mark.TIMEOUT, Mark.UNAVAILABLE} and is_last_attempt(step, entry.time_ns):
-            step.giving_up = failure
+            step.giving_up = replace(failure, attempts=entry.attempt)
         step.attempt += 1
         self._fresh.append(step)
         return False
 
     def _fail(self, step: Step, failure: Failure) -> bool:
-        attempts = failure.attempts or step.attempt
+        attempts = step.attempt = failure.attempts or step.attempt
         step.decided = True
         step.failure = Failure(
             failure.type, failure.message, failure.code, failure.traceback, step.number, step.name, attempts,
@@ -242,6 +239,14 @@ class Replay:
 
     def _cancel_timer(self, handle: Handle) -> None:
         handle.step.abandoned = True
+
+    @property
+    def random(self) -> Random:
+        """The run's own random numbers: seeded when first asked for, which costs more than a step."""
+        if self._random is None:
+            seed = f"{self.invocation.id}/{self.invocation.incarnation}"
+            self._random = Random(seed)  # noqa: S311  # must repeat, not surprise
+        return self._random
 
     def uuid4(self) -> uuid.UUID:
         """A UUID from the run's own randomness."""

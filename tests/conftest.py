@@ -11,7 +11,7 @@ from tests.kit.server import NatsServer
 from tests.kit.stage import M1, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Generator
     from pathlib import Path
 
 
@@ -46,7 +46,8 @@ async def stage(
     finally:
         stage.close()
         if _failed(request.node):
-            print(f"--- ledger\n{stage.ledger.text()}\n{stage.reports()}")
+            said = f"--- ledger\n{stage.ledger.text()}\n{stage.reports()}"
+            request.node.add_report_section("teardown", "stage", said)
 
 
 def _failed(item: pytest.Item) -> bool:

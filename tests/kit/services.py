@@ -21,7 +21,7 @@ class HelloService(HelloServiceServicer):
     def __init__(self) -> None:
         self._ledger = Ledger.of_environment()
 
-    async def SayHello(self, request: HelloRequest, context: Any) -> HelloResponse:  # noqa: N802 - gRPC's name
+    async def SayHello(self, request: HelloRequest, context: Any) -> HelloResponse:
         """Greet in the way that the name asks for."""
         metadata = dict(context.invocation_metadata() or ())
         written = {

@@ -92,7 +92,7 @@ class Stage:
         return Foreign(self.raw.client, f"svc.kit.Steps.{method}", handler)
 
     @asynccontextmanager
-    async def client(self, url: str | None = None) -> "AsyncIterator[Client]":
+    async def client(self, url: str | None = None) -> AsyncIterator[Client]:
         """The product's client."""
         from engine import Client
 

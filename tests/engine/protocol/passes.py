@@ -42,9 +42,11 @@ def failed_answer(step: Step, sequence: int, code: int, text: str, *, attempt: i
     return _entry(step, sequence, b"", attempt, at, "", block)
 
 
-def closed(step: Step, sequence: int, mark: str, message: str = "", *, attempt: int = 0, at: float = 0.0) -> Entry:
+def closed(
+    step: Step, sequence: int, mark: str, message: str = "", *, attempt: int = 0, attempts: int = 0, at: float = 0.0
+) -> Entry:
     """An attempt that the owner of the run closed, or gave up after."""
-    failure = Failure("DEADLINE_EXCEEDED", message, "DEADLINE_EXCEEDED")
+    failure = Failure("DEADLINE_EXCEEDED", message, "DEADLINE_EXCEEDED", attempts=attempts)
     return _entry(step, sequence, failure_to_bytes(failure), attempt, at, mark, b"")
 
 

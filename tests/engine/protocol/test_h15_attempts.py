@@ -43,9 +43,11 @@ def test_gave_up_in_the_next_slot_decides_after_the_last_failure() -> None:
     assert undecided.outcome is None
     effect = undecided.take_effects()[0]
     assert effect.giving_up is not None
-    assert effect.giving_up.message == "busy 3"
-    gave_up = closed(step, 13, Mark.GAVE_UP, "busy 3", attempt=4)
-    assert "busy 3" in result(replayed(calls, *failures, gave_up))
+    assert (effect.giving_up.message, effect.giving_up.attempts) == ("busy 3", 3)
+    gave_up = closed(step, 13, Mark.GAVE_UP, "busy 3", attempt=4, attempts=3)
+    decided = replayed(calls, *failures, gave_up)
+    assert result(decided) == "DEADLINE_EXCEEDED after 3: busy 3"
+    assert decided.steps[0].attempt == 3
 
 
 def test_a_late_success_of_an_attempt_after_giving_up_changes_nothing() -> None:

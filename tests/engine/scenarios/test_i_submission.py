@@ -100,8 +100,11 @@ async def test_a_submission_whose_acknowledgement_is_lost_is_executed_once(stage
 async def test_a_link_cut_just_after_the_submission_arrived_ends_in_one_execution(stage: Stage, named: bool) -> None:
     await stage.processor()
     async with stage.link() as proxy, stage.client(proxy.url) as client:
-        proxy.blackhole("down")
+        trap = proxy.trap(publishes(COMMANDS))
         starting = asyncio.create_task(client.start("noted", "x", id="cut" if named else None))
+        await trap.wait()
+        proxy.blackhole("down")
+        trap.release()
         await stage.ledger.wait_for(event="run", step="note")
         proxy.flow()
         proxy.cut()

@@ -14,9 +14,7 @@ ANSWERS = "EDCBA"
 async def test_a_replay_continues_in_the_order_of_the_recorded_answers(stage: Stage) -> None:
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(stage.client())
-        services = {
-            name: await stack.enter_async_context(stage.foreign(name)) for name in sorted(ANSWERS)
-        }
+        services = {name: await stack.enter_async_context(stage.foreign(name)) for name in sorted(ANSWERS)}
         last = await stack.enter_async_context(stage.foreign("Last", echo()))
         first = await stage.processor()
 
@@ -49,9 +47,7 @@ async def answer_in_order(services: dict[str, Foreign], names: str) -> None:
 async def test_step_numbers_are_those_of_issue_in_every_journal(stage: Stage) -> None:
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(stage.client())
-        services = {
-            name: await stack.enter_async_context(stage.foreign(name)) for name in sorted(ANSWERS)
-        }
+        services = {name: await stack.enter_async_context(stage.foreign(name)) for name in sorted(ANSWERS)}
         await stack.enter_async_context(stage.foreign("Last", echo()))
         await stage.processor()
         handle = await client.start("ordered_gather", "x")

@@ -34,7 +34,7 @@ async def test_a_restart_during_a_sleep_neither_shortens_nor_restarts_it(stage: 
         slept = await handle.result(timeout=20)
         woke = stage.ledger.entries(event="run", step="after")[0].at
         assert slept >= SLEEP, "by the run's own clock"
-        assert SLEEP <= woke - started + 0.05, "by this machine's clock"
+        assert woke - started + 0.05 >= SLEEP, "by this machine's clock"
         assert woke - started < SLEEP + 2
         assert stage.ledger.count(event="run", step="before") == 1
         assert stage.ledger.count(event="run", step="after") == 1

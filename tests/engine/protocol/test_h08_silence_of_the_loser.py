@@ -1,0 +1,53 @@
+"""H8: who lost a run says nothing about its command any more, so its successor stays protected."""
+
+from __future__ import annotations
+
+from tests.kit.ledger import until
+from tests.kit.stage import ACK_WAIT, Stage
+
+
+async def test_a_zombie_does_not_take_its_successors_command_away(stage: Stage) -> None:
+    async with stage.client() as client, stage.foreign("Echo") as service:
+        zombie = await stage.processor()
+        handle = await client.start("echo", "x")
+        await service.wait_for(1)
+        await zombie.freeze()
+        successor = await stage.processor()
+        await service.wait_for(2)
+
+        async with stage.raw.watch("$JS.ACK.COMMANDS.>") as acks:
+            zombie.thaw()
+            await until(lambda: "dropped" in zombie.stderr, what="the zombie to notice", timeout=3 * ACK_WAIT)
+            said = {message.data[:4] for message in acks.messages}
+            assert said <= {b"+WPI"}, f"somebody said {said}"
+        assert await stage.raw.command(handle.id) is not None
+
+        # The successor dies as well: its protection must still be there.
+        await zombie.freeze()
+        successor.kill()
+        third = await stage.processor()
+        requests = await service.wait_for(3, timeout=15)
+        await requests[2].respond(b"third")
+        assert await handle.result(timeout=10) == "third"
+        assert [request.run for request in requests] == sorted({request.run for request in requests})
+        third.kill()
+        zombie.thaw()
+
+
+async def test_a_zombie_that_would_finish_is_refused_and_silent(stage: Stage) -> None:
+    async with stage.client() as client, stage.foreign("Echo") as service:
+        zombie = await stage.processor()
+        handle = await client.start("echo", "x")
+        first = (await service.wait_for(1))[0]
+        await zombie.freeze()
+        await first.respond(b"answer")  # lies in the zombie's socket: all that it needs to finish
+        successor = await stage.processor()
+        assert await handle.result(timeout=15) == "answer"
+        before = await stage.raw.stored_record(handle.id)
+        async with stage.raw.watch("$JS.ACK.COMMANDS.>", "$KV.EXECUTION_STATE.>") as seen:
+            zombie.thaw()
+            await until(lambda: "dropped" in zombie.stderr, what="the zombie to notice", timeout=3 * ACK_WAIT)
+            assert not [m for m in seen.messages if m.data[:4] in (b"+ACK", b"-NAK", b"+TER")]
+        assert await stage.raw.stored_record(handle.id) == before
+        assert len(service.requests) == 1
+        successor.kill()
