@@ -7,6 +7,7 @@ import typing
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from random import Random
 from typing import Any, ParamSpec, Protocol, TypeVar, cast, overload
 
@@ -41,7 +42,10 @@ class Steps(Protocol):
     attempt: int
     now_ns: int
     is_replaying: bool
-    random: Random
+
+    @property
+    def random(self) -> Random:
+        """The run's own random numbers."""
 
     def issue(self, kind: str, name: str, digest: str, *, call: Call | None = None, body: Body | None = None) -> Step:
         """The next step, in order of issue."""
@@ -108,12 +112,11 @@ class Context:
         metadata: Sequence[tuple[str, str | bytes]] | None = None,
     ) -> Step:
         """Issue a durable call without awaiting it: what stubs stand on."""
-        subject = subjects.method_subject(service, method, cluster=cluster)
+        subject, name = _target(service, method, cluster)
         call = Call(
             subject, request.data, request.type, response_type, decode,
             CALL_TIMEOUT if timeout is None else seconds(timeout), retry or CALL_POLICY, tuple(metadata or ()),
         )
-        name = f"{subjects.short_name(service)}.{method}"
         return self._steps.issue(Kind.CALL, name, journal.digest(Kind.CALL, subject.encode(), request.data), call=call)
 
     @overload
@@ -198,6 +201,12 @@ class _Logger(logging.LoggerAdapter[logging.Logger]):
     def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
         kwargs["extra"] = {**(kwargs.get("extra") or {}), **(self.extra or {})}
         return f"[{self._steps.invocation.id}] {msg}", kwargs
+
+
+@lru_cache(maxsize=1024)
+def _target(service: str, method: str, cluster: str | None) -> tuple[str, str]:
+    """Subject and step name of a method. Raises InvalidNameError."""
+    return subjects.method_subject(service, method, cluster=cluster), f"{subjects.short_name(service)}.{method}"
 
 
 def _return_type(function: Callable[..., Any]) -> Any:

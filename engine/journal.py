@@ -33,8 +33,11 @@ def digest(kind: str, *parts: bytes) -> str:
     return hasher.hexdigest()
 
 
-def read_entry(subject: str, sequence: int, time_ns: int, data: bytes, block: bytes) -> Entry | None:
-    """A stored message as an entry; None where its subject is no slot."""
+def read_entry(subject: str, data: bytes, block: bytes) -> Entry | None:
+    """A message of the journal as read or republished, as an entry; None where its subject is no slot.
+
+    Sequence and time are the server's words in its header block.
+    """
     slot = names.parse_slot(subject)
     if slot is None:
         return None
@@ -43,8 +46,15 @@ def read_entry(subject: str, sequence: int, time_ns: int, data: bytes, block: by
         found = header_block.parse(block)
         mark, type_ = found.get(Mark.HEADER, ""), found.get(TYPE_HEADER, "")
     return Entry(
-        sequence, time_ns, slot.step, slot.attempt, slot.kind, slot.digest, slot.name, mark, type_, data, block
+        int(field(block, b"Nats-Sequence")), parse_time(field(block, b"Nats-Time-Stamp")),
+        slot.step, slot.attempt, slot.kind, slot.digest, slot.name, mark, type_, data, block,
     )
+
+
+def is_error(block: bytes) -> bool:
+    """Whether an answer's headers may say that it is an error: cheap, and never wrong where it says no."""
+    lower = block.lower()
+    return b"nats-service-error" in lower or b"grpc-status" in lower
 
 
 def entry_headers(mark: str, content_type: str = "") -> bytes:

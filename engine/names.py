@@ -16,6 +16,7 @@ import re
 import secrets
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import quote, unquote
 
@@ -60,6 +61,7 @@ def new_invocation_id() -> str:
     return secrets.token_hex(15)
 
 
+@lru_cache(maxsize=4096)
 def encode_name(name: str) -> str:
     """A step's name as one subject token: percent-encoded, at most 120 characters. For people; the digest identifies."""
     token = quote(name[:120], safe="").replace(".", "%2E").replace("~", "%7E")

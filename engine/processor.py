@@ -174,7 +174,6 @@ class Processor:
         self.keepalive.stop()
         self.absences.stop()
         self.timers.stop()
-        self.sweeper.stop()
         for puller in self._pullers:
             puller.stop()
         for task in self._tasks:
@@ -354,6 +353,7 @@ class Processor:
             if not self.connection.is_connected:
                 continue
             self.may_act()
+            self.sweeper.tick(now)
             for puller in self._pullers:
                 puller.tick(now)
             for run in list(self.runs.values()):

@@ -128,6 +128,7 @@ class Run:
         self.idle_since = self.began
         self.timers_scheduled = False
         self._copy_mark = len(host.names.prefix) + 3
+        self._slots_end = len(self.slots) + 1
         self._sid = host.connection.subscribe(host.names.slot_copies(self.id, self.incarnation), self._on_slot)
         self.final: Final | None = None
         self.reclaiming = False
@@ -199,10 +200,7 @@ class Run:
         if subject[self._copy_mark] == "w":
             self._on_direct_copy(subject, data, block)
             return
-        entry = journal.read_entry(
-            subject, int(journal.field(block, b"Nats-Sequence")),
-            journal.parse_time(journal.field(block, b"Nats-Time-Stamp")), data, block,
-        )
+        entry = journal.read_entry(subject, data, block)
         if entry is None:
             return
         self.host.clock.observe(entry.time_ns)
@@ -212,9 +210,9 @@ class Run:
             self._feed([entry])
 
     def _on_direct_copy(self, subject: str, data: bytes, block: bytes) -> None:
-        slot = names.parse_slot(subject)
-        flight = self.flights.get(slot.step) if slot is not None else None
-        if slot is None or flight is None or flight.attempt != slot.attempt or flight.is_writing:
+        step, _, rest = subject[self._slots_end :].partition(".")
+        flight = self.flights.get(int(step))
+        if flight is None or flight.is_writing or int(rest.partition(".")[0]) != flight.attempt:
             return
         if block and header_block.is_no_responders(block):
             self._undelivered(flight)

@@ -297,6 +297,11 @@ class Store:
                 return ack
         raise AssertionError  # _backoff never ends
 
+    def purge_soon(self, stream: str, subject: str, done: Callable[[], None]) -> None:
+        """Remove what matches; `done` is told when the server has answered. Raises NotConnectedError."""
+        body = b'{"filter":"%b"}' % subject.encode()
+        self.connection.request(f"$JS.API.STREAM.PURGE.{stream}", body, lambda _data, _block: done())
+
     async def purge(self, stream: str, subject: str, keep_from: int = 0) -> None:
         """Remove what matches, below sequence `keep_from` where given (a compare-and-purge)."""
         body: dict[str, object] = {"filter": subject}
@@ -347,13 +352,7 @@ def _read_stored(data: bytes, block: bytes) -> Stored:
 
 
 def _read_direct(data: bytes, block: bytes) -> Entry | None:
-    return journal.read_entry(
-        journal.field(block, b"Nats-Subject"),
-        int(journal.field(block, b"Nats-Sequence")),
-        journal.parse_time(journal.field(block, b"Nats-Time-Stamp")),
-        data,
-        block,
-    )
+    return journal.read_entry(journal.field(block, b"Nats-Subject"), data, block)
 
 
 def _is_unavailable(data: bytes) -> bool:
