@@ -193,7 +193,7 @@ def fit_record(record: Record, max_bytes: int) -> Record:
 
 def _shrunk(record: Record, max_bytes: int) -> Record:
     """`fit_record` where a bound is exceeded: by the exact sizes."""
-    bare = replace(record, journal=())
+    bare = replace(record, journal=(), journal_truncated=bool(record.journal))
     size = len(bare.to_bytes())
     if size > max_bytes and bare.error is not None:
         bare.error = _shorten(bare.error)
@@ -207,7 +207,6 @@ def _shrunk(record: Record, max_bytes: int) -> Record:
 def _newest(journal: Sequence[JournalEntry], budget: int) -> list[JournalEntry]:
     """The newest entries whose stored forms take at most `budget` bytes together."""
     kept: list[JournalEntry] = []
-    budget -= 3  # of the field journal_truncated
     for whole in reversed(journal):
         entry = _elide(whole)
         size = durable_pb2.JournalEntry(**_entry_fields(entry)).ByteSize()

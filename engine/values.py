@@ -95,7 +95,7 @@ _plain = msgspec.json.Encoder(enc_hook=_encode_part)
 def _part_name(value: object, error: Exception) -> str:
     whole = type_name(type(value))
     if isinstance(error, _NotEncodableError) and error.args[0] != whole:
-        return f"{whole} with a {error.args[0]}"
+        return f"{whole} containing {error.args[0]}"
     return whole
 
 

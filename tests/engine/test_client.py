@@ -58,6 +58,7 @@ async def nothing(ctx: Any) -> None:
 @pytest.fixture
 async def client(nats_server: NatsServer) -> AsyncIterator[Client]:
     async with Client.connect(nats_server.url) as connected:
+        await connected.is_served("greet")  # the first thing a client does makes the namespace
         yield connected
 
 
@@ -334,7 +335,9 @@ async def test_a_lost_notice_is_made_good_by_a_read(nats_server: NatsServer, raw
     async with Proxy(nats_server.port) as proxy, Client.connect(proxy.url) as client:
         proxy.lose(delivers("wf.default.done.>"))
         handle = await client.start(greet, Person("Ada", 36))
-        waiting = asyncio.create_task(handle.result(timeout=10))
+        async with raw.watch("$JS.API.STREAM.MSG.GET.COMMANDS") as looks:
+            waiting = asyncio.create_task(handle.result(timeout=10))
+            await looks.wait_for()
         await complete(raw, handle.id)
         assert await waiting == "hi"
 
