@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-from mesh.client import Caller
+from mesh.caller import Caller
 from mesh.connection import Connection
 from mesh.facade import Mesh
 from mesh.options import ConnectOptions

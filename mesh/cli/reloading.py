@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -24,11 +24,16 @@ def child_command(*, without: str) -> list[str]:
 
 
 async def supervise(
-    commands: Sequence[Sequence[str]], *, environment: Mapping[str, str] | None = None, reload: bool = True
+    commands: Sequence[Sequence[str]],
+    *,
+    environment: Mapping[str, str] | None = None,
+    reload: bool = True,
+    check: Callable[[], None] = lambda: None,
 ) -> int:
     """Run the commands until a signal comes; start all again when a file changes. Returns the exit code.
 
-    A child that ends with an error waits for the next change; without `reload`, its exit code ends us.
+    A child that ends with an error waits for the next change; without `reload`, its exit code ends us. `check` is
+    called again and again; what it raises ends us, too.
     """
     async with Signals() as signals:
         before = snapshot(Path.cwd()) if reload else {}
@@ -36,6 +41,7 @@ async def supervise(
         try:
             while not signals.asked_to_finish:
                 await signals.until_first(asyncio.sleep(POLL))
+                check()
                 if reload and (now := snapshot(Path.cwd())) != before:
                     click.echo(f"{_changed(before, now)} changed, starting again", err=True)
                     before = now

@@ -30,7 +30,7 @@ async def servicers_of(target: Target) -> list[object]:
                 ExitCode.USAGE,
             )
         return [found]
-    instances = [instance async for instance in _defined_in(target)]
+    instances = await defined_servicers(target)
     if not instances:
         raise CommandError(
             f"no service in {target.text}: expected a class derived from a generated …Servicer or with __mapping__",
@@ -40,16 +40,17 @@ async def servicers_of(target: Target) -> list[object]:
     return instances
 
 
-async def _defined_in(target: Target) -> Any:
-    """Instances in the module, and instances of its classes that it has not instantiated itself."""
+async def defined_servicers(target: Target) -> list[object]:
+    """Instances in the module, and instances of its classes that it has not instantiated itself; may be none."""
     public = [value for _, value in target.public()]
     instances = [value for value in public if not inspect.isclass(value) and _is_servicer(type(value))]
     made = {type(instance) for instance in instances}
-    for instance in instances:
-        yield instance
-    for value in public:
-        if inspect.isclass(value) and value not in made and _is_own_servicer(value, target.module):
-            yield await called(value, f"{target.text}:{value.__name__}")
+    classes = [
+        value
+        for value in public
+        if inspect.isclass(value) and value not in made and _is_own_servicer(value, target.module)
+    ]
+    return instances + [await called(kind, f"{target.text}:{kind.__name__}") for kind in classes]
 
 
 def _is_own_servicer(kind: type, module: ModuleType) -> bool:
