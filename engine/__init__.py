@@ -8,6 +8,7 @@
         return reply.message
 """
 
+from engine.client import Client, Description, Handle
 from engine.context import Context
 from engine.definition import Workflow, workflow
 from engine.errors import (
@@ -36,11 +37,14 @@ from engine.processor import Processor
 
 __all__ = [
     "CallFailedError",
+    "Client",
     "Context",
     "DecodeError",
+    "Description",
     "EncodeError",
     "EngineError",
     "ForeignAwaitError",
+    "Handle",
     "InvalidNameError",
     "InvocationConflictError",
     "InvocationNotFoundError",
