@@ -105,15 +105,19 @@ async def claim(run: Run) -> None:
 async def reclaim(run: Run) -> None:
     """Own a run again after silence: a claim at the revision we know, a complete read, and on from there (H24)."""
     async with run.operation():
-        if run.dropped or run.final is not None:
-            return
-        run.number += 1
-        record = replace(new_record(run, Status.RUNNING), contested=True)
-        if not await write_claim(run, record, creating=run.record is None):
-            return
-        read = await run.host.store.read_journal(run.shard, run.slots, record.claim_seq)
+        while True:
+            lease = await run.host.lease()
+            if run.dropped or run.final is not None or not run.reclaiming:
+                return
+            run.number += 1
+            record = replace(new_record(run, Status.RUNNING), contested=True)
+            if not await write_claim(run, record, creating=run.record is None):
+                return
+            read = await run.host.store.read_journal(run.shard, run.slots, record.claim_seq)
+            if run.host.is_lease(lease):
+                break
     if not run.dropped:
-        run.relaunch(read.entries)
+        run.relaunch(read)
 
 
 async def suspend(run: Run) -> None:
@@ -124,7 +128,7 @@ async def suspend(run: Run) -> None:
             return
         store = run.host.store
         read = await store.read_journal(run.shard, run.slots)
-        unseen = any(entry.sequence > replay.fed_sequence for entry in read.entries)
+        unseen = any(map(replay.is_unfed, read.entries))
         steps = replay.open_steps()
         if not unseen and not run.dropped and await _schedule(run, steps):
             record = replace(
@@ -137,6 +141,8 @@ async def suspend(run: Run) -> None:
                 run.drop(LOST)
             return
     run.resume()
+    if unseen and not run.dropped and not run.held:
+        run.absorb(read)
 
 
 async def _schedule(run: Run, steps: list[Step]) -> bool:
@@ -226,7 +232,11 @@ async def settle(run: Run) -> None:
         stored = await run.host.store.read_record(run.id)
         if stored.data == final.data:
             end(run)
-        elif stored.revision == run.revision and await run.host.store.write_record(final.record, run.revision):
+            return
+        if run.contested and not final.record.contested:
+            final.record.contested = True  # a copy of the write that was under way is refused by its revision
+            final.data = final.record.to_bytes()
+        if stored.revision == run.revision and await run.host.store.write_record(final.record, run.revision):
             end(run)
         else:
             run.drop(LOST)

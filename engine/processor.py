@@ -241,6 +241,16 @@ class Processor:
         self._lapsed("no round trip for two thirds of ack_wait")
         return False
 
+    async def lease(self) -> int:
+        """Wait until this processor may publish; the number of the lease."""
+        while not (self.keepalive.is_alive() and self.connection.is_connected):
+            await asyncio.sleep(TICK / 2)
+        return self.keepalive.lapses
+
+    def is_lease(self, number: int) -> bool:
+        """Whether that lease still holds: nobody else can have been given our commands since it began."""
+        return self.keepalive.is_alive() and self.keepalive.lapses == number
+
     def run_body(self, step: Step) -> "asyncio.Future[Any]":
         """Start a `ctx.run` function: a coroutine in this loop, anything else in a thread."""
         body = step.body
@@ -335,9 +345,6 @@ class Processor:
             self.spawn(self._reclaim(run), run)
 
     async def _reclaim(self, run: Run) -> None:
-        while not (self.keepalive.is_alive() and self.connection.is_connected):
-            await asyncio.sleep(TICK / 2)
-        self._lapses = self.keepalive.lapses
         if run.invocation is None:  # not taken up yet: its gate begins again
             await TakeUp(self, run).patiently()
         else:

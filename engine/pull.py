@@ -5,6 +5,7 @@ slot is taken. Heartbeats of the server tell a live pull from a lost one.
 """
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -120,7 +121,7 @@ class Puller:
 
     def _listen(self) -> None:
         self._inbox = self._connection.new_inbox()
-        self._sid = self._connection.subscribe(self._inbox, self._on_message)
+        self._sid = self._connection.subscribe(self._inbox, functools.partial(self._on_message, self._inbox))
 
     def _withdraw(self) -> None:
         if self._sid:
@@ -128,9 +129,13 @@ class Puller:
         self._sid = 0
         self._outstanding = 0
 
-    def _on_message(self, subject: str, reply: str, data: bytes, block: bytes) -> None:
-        self._heard = asyncio.get_running_loop().time()
+    def _on_message(self, inbox: str, subject: str, reply: str, data: bytes, block: bytes) -> None:
         status = header_block.status(block)
+        if inbox != self._inbox or self._stopped:  # of a request that was withdrawn
+            if status == 0:
+                self._deliver(read_delivery(reply, data, block, subject))
+            return
+        self._heard = asyncio.get_running_loop().time()
         if status == 0:
             self._outstanding -= 1
             self._deliver(read_delivery(reply, data, block, subject))

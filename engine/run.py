@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -67,6 +67,12 @@ class Host(Protocol):
 
     def run_body(self, step: Step) -> "asyncio.Future[Any]":
         """Start the function of a `ctx.run`."""
+
+    async def lease(self) -> int:
+        """Wait until this processor may publish; the number of the lease."""
+
+    def is_lease(self, number: int) -> bool:
+        """Whether that lease still holds: nobody else can have been given our commands since it began."""
 
     def spawn(self, coroutine: Coroutine[Any, Any, None], run: "Run") -> None:
         """Run a coroutine for a run; what it raises drops the run."""
@@ -136,6 +142,7 @@ class Run:
         self._lock: asyncio.Lock | None = None
         self._reading = 0
         self._read_wanted = 0
+        self._complete_to = 0
 
     @property
     def held(self) -> bool:
@@ -156,18 +163,19 @@ class Run:
 
     # --- beginning -----------------------------------------------------------------------------------------------------------
 
-    def launch(self, invocation: Invocation, entries: Iterable[Entry], timers_scheduled: bool = False) -> None:
+    def launch(self, invocation: Invocation, read: Read, timers_scheduled: bool = False) -> None:
         """Run the code over what its journal has, then go on live."""
         self.invocation = invocation
         self.timers_scheduled = timers_scheduled
-        self.replay_from(entries)
+        self.replay_from(read)
 
-    def replay_from(self, entries: Iterable[Entry]) -> None:
+    def replay_from(self, read: Read) -> None:
         """Build the frames anew from a complete read."""
         assert self.invocation is not None
+        self._complete_to = max(self._complete_to, read.up_to)
         if self.replay is not None:
             self.replay.put_away()
-        ordered = sorted(entries, key=lambda entry: entry.sequence)
+        ordered = sorted(read.entries, key=lambda entry: entry.sequence)
         seen = self.record.seen_seq if self.record is not None else 0
         replay = self.replay = Replay(self.invocation, self.workflow, self.attempts)
         replay.is_replaying = bool(ordered)
@@ -265,18 +273,25 @@ class Run:
             return
         if read is None:  # too much for one answer
             self.host.spawn(self.read_patiently(), self)
-        elif self.replay is None:
-            self.replay_from(read.entries)
-        elif any(e.sequence <= self.replay.fed_sequence and self.replay.is_unfed(e) for e in read.entries):
-            self.contested = True  # another owner's entries came in between: only a replay has the right order
-            self.host.spawn(self.read_patiently(), self)
         else:
-            fed = self.replay.fed_sequence
-            fresh = [entry for entry in read.entries if entry.sequence > fed]
-            self._feed(fresh)
-            if not self.dropped and read.up_to < self._read_wanted:
-                pause = 0.0 if fresh else LAGGING_PAUSE
-                asyncio.get_running_loop().call_later(pause, self.want_read)
+            self.absorb(read)
+
+    def absorb(self, read: Read) -> None:
+        """Feed what a read brought; read again where it did not reach what is known to be stored."""
+        replay = self.replay
+        if replay is None:
+            self.replay_from(read)
+            return
+        fed = replay.fed_sequence
+        fresh = [entry for entry in read.entries if replay.is_unfed(entry)]
+        if any(entry.sequence <= fed for entry in fresh):  # another owner's entries came in between:
+            self.contested = True  # only a replay has the right order
+            self.host.spawn(self.read_patiently(), self)
+            return
+        self._complete_to = max(self._complete_to, read.up_to)
+        self._feed(fresh)
+        if not self.dropped and self._read_wanted > self._complete_to:
+            asyncio.get_running_loop().call_later(0.0 if fresh else LAGGING_PAUSE, self.want_read)
 
     async def read_patiently(self) -> None:
         """Replay from a complete read, however long it takes."""
@@ -285,7 +300,7 @@ class Run:
                 return
             read = await self.host.store.read_journal(self.shard, self.slots, self._read_wanted)
         if not self.dropped and not self.held:
-            self.replay_from(read.entries)
+            self.replay_from(read)
 
     def _feed(self, entries: list[Entry]) -> None:
         replay = self.replay
@@ -300,6 +315,13 @@ class Run:
 
     def advance(self) -> None:
         """Do what the code wants after it was fed."""
+        try:
+            self._advance()
+        except Exception:  # the callers are callbacks of the read loop, which would only count it
+            logger.exception("run %s: it is let go and comes again", self.id)
+            self.drop("an error of the engine")
+
+    def _advance(self) -> None:
         replay = self.replay
         if replay is None or self.held or self.dropped:
             return
@@ -313,7 +335,9 @@ class Run:
             return
         self._do_todo()
         self.idle_since = self._time()
-        if self.host.suspend_after == 0:
+        if self._read_wanted > max(replay.fed_sequence, self._complete_to):
+            self.want_read()  # something came while nothing could be fed
+        elif self.host.suspend_after == 0:
             self._rest()
 
     def _settle_flights(self, replay: Replay) -> None:
@@ -554,14 +578,14 @@ class Run:
         self.reclaiming = True
         return True
 
-    def relaunch(self, entries: Iterable[Entry]) -> None:
+    def relaunch(self, read: Read) -> None:
         """Go on after a claim that followed silence: replay, send again what has no answer, store again what was not stored."""
         self.reclaiming = False
         for number, flight in list(self.flights.items()):
             if flight.body is None and not flight.is_writing:
                 self._end_flight(number, flight)
         self._reading = 0
-        self.replay_from(entries)
+        self.replay_from(read)
         for flight in list(self.flights.values()):
             if flight.is_writing:
                 self._put(flight)

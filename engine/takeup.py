@@ -11,7 +11,7 @@ from engine import ownership
 from engine.commands import WAKE
 from engine.delivered import DeliveredCommand
 from engine.errors import PoisonError
-from engine.model import Entry, Failure, Invocation, Status
+from engine.model import Failure, Invocation, Status
 from engine.records import Record
 from engine.run import Host, Run
 from engine.store import Read, Stored
@@ -52,37 +52,49 @@ class TakeUp:
         run, stored, read = self._run, self._stored, self._read
         if stored is not None and read is not None and is_first(run.command, stored, read):
             run.revision = stored.revision
-            run.launch(self._invocation, ())
+            run.launch(self._invocation, read)
         else:
             self._host.spawn(self.patiently(), run)
 
     async def patiently(self) -> None:
         """The gate for everything that is not a first, undisturbed delivery."""
-        run, host, command = self._run, self._host, self._run.command
+        run, host = self._run, self._host
         async with run.operation():
-            if run.dropped or run.invocation is not None:
-                return
-            stored = await host.store.read_record(run.id)
-            record = stored.record
-            if record is None and command.kind == WAKE:
-                run.let_go(acknowledge=True)  # its run is over and gone
-            elif record is not None and (record.incarnation != command.incarnation or record.is_final):
-                run.let_go(acknowledge=True)  # a duplicate, or a run that has ended: nothing else is due
-            if run.dropped:
-                return
-            run.revision = stored.revision
-            entries = await (self._claim_recordless(stored) if record is None else self._take_over(record))
-        if entries is not None and not run.dropped:
+            while True:
+                lease = await host.lease()
+                if run.dropped or run.invocation is not None:
+                    return
+                read = await self._gate()
+                if read is None or run.dropped:
+                    return
+                if host.is_lease(lease):
+                    break
             run.reclaiming = False
-            run.launch(self._invocation, entries, self._timers_scheduled)
+        run.launch(self._invocation, read, self._timers_scheduled)
 
-    async def _claim_recordless(self, stored: Stored) -> list[Entry] | None:
+    async def _gate(self) -> Read | None:
+        """Own the run, and read its journal after that; None where there is nothing to run."""
+        run, command = self._run, self._run.command
+        stored = await self._host.store.read_record(run.id)
+        record = stored.record
+        run.revision = stored.revision
+        if record is None and command.kind == WAKE:
+            run.let_go(acknowledge=True)  # its run is over and gone
+        elif record is not None and (record.incarnation != command.incarnation or record.is_final):
+            run.let_go(acknowledge=True)  # a duplicate, or a run that has ended: nothing else is due
+        elif record is None:
+            return await self._claim_recordless(stored)
+        else:
+            return await self._take_over(record)
+        return None
+
+    async def _claim_recordless(self, stored: Stored) -> Read | None:
         """No record: never taken up, or lost in its first second, or its record is on its way."""
         run, host, command = self._run, self._host, self._run.command
         self._invocation = fresh_invocation(command)
         read = await host.store.read_journal(run.shard, run.slots)
         if is_first(command, stored, read):
-            return []
+            return read
         run.contested = True
         run.number = run.attempts = 2
         record = replace(
@@ -90,12 +102,12 @@ class TakeUp:
         )
         return await self._claimed(record, creating=True)
 
-    async def _take_over(self, record: Record) -> list[Entry] | None:
+    async def _take_over(self, record: Record) -> Read | None:
         """A record of this incarnation that is not final: claimed before its input is even decoded (H30)."""
         run, host, command = self._run, self._host, self._run.command
         self._invocation = recorded_invocation(record)
         self._timers_scheduled = record.seen_seq > 0
-        lost = record.status == Status.RUNNING and bool(record.owner)
+        lost = record.status == Status.RUNNING and record.owner not in {"", host.owner}
         minimum = max(record.seen_seq, record.tail_seq, command.min_seq)
         read = await host.store.read_journal(run.shard, run.slots, minimum)
         progress = any(entry.sequence > record.claim_seq for entry in read.entries)
@@ -103,7 +115,7 @@ class TakeUp:
         run.record = record
         run.number = record.run + 1
         run.attempts = record.attempts + (1 if lost else 0)
-        run.contested = record.contested or lost
+        run.contested = record.contested or (record.status == Status.RUNNING and bool(record.owner))
         if strikes >= host.max_attempts:
             await self._park(record, strikes)
             return None
@@ -116,12 +128,12 @@ class TakeUp:
         finally:
             self._run.invocation = kept  # it stays held until it is launched
 
-    async def _claimed(self, record: Record, *, creating: bool) -> list[Entry] | None:
+    async def _claimed(self, record: Record, *, creating: bool) -> Read | None:
         """Claim, then read: what counts is what was stored before anybody else knew that it is ours."""
         run, host = self._run, self._host
         if not await ownership.write_claim(run, record, creating=creating):
             return None
-        return (await host.store.read_journal(run.shard, run.slots, record.claim_seq)).entries
+        return await host.store.read_journal(run.shard, run.slots, record.claim_seq)
 
     async def _park(self, record: Record, strikes: int) -> None:
         """The run takes its processors down with it: failed, and nothing of it is run."""
