@@ -56,6 +56,7 @@ class ServerCall:
     _replied = False
     _done = False
     _cut_off = False
+    _entered = False
     _code: grpc.StatusCode | None = None
     _details = ""
     _initial: object = None
@@ -138,7 +139,7 @@ class ServerCall:
             return
         self._cut_off = True
         self.fail(code, details)
-        if self.task is not None:
+        if self.task is not None and self._entered:  # else its task ends itself: see Endpoint._run
             self.task.cancel()
 
     def expire(self) -> None:
@@ -427,8 +428,11 @@ class Endpoint:
         call.task = self._create_task(self._run(function, call, request))
 
     async def _run(self, function: Function, call: ServerCall, request: Any) -> None:
+        call._entered = True  # noqa: SLF001  # a task cancelled before its first step would run no line of this
         scope.serving.set(call)
         try:
+            if call.cancelled():
+                return
             response = await function(request, call)
         except asyncio.CancelledError:
             call.fail(Code.CANCELLED, "the handler was cancelled")

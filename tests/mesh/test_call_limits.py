@@ -1,0 +1,117 @@
+"""Sizes have limits, and errors name size and limit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+
+import mesh
+from mesh import caller as caller_module
+from mesh.localserver import LocalServer
+from protos.hello_pb2 import HelloRequest, HelloResponse
+from tests.mesh.hello import greet, request, serving, stub
+
+Code = grpc.StatusCode
+
+
+async def failure(call: Any) -> mesh.RpcError:
+    with pytest.raises(mesh.RpcError) as caught:
+        await call
+    return caught.value
+
+
+async def big_reply(message: HelloRequest, _context: Any) -> HelloResponse:
+    return HelloResponse(message="x" * int(message.name))
+
+
+async def test_request_over_max_payload_names_it_and_harms_nothing(m: mesh.Mesh) -> None:
+    async with serving(m):
+        error = await failure(stub(m).SayHello(request("x" * (1 << 20))))
+        assert error.code() is Code.RESOURCE_EXHAUSTED
+        assert "max_payload" in (error.details() or "")
+        assert "1048576" in (error.details() or "")
+        assert (await stub(m).SayHello(request())).message == "Hello, World!"
+
+
+async def test_headers_count_against_max_payload(m: mesh.Mesh) -> None:
+    async with serving(m):
+        fits = request("x" * ((1 << 20) - 400))
+        assert await stub(m).SayHello(fits)
+        error = await failure(stub(m).SayHello(fits, metadata=[("k", "v" * 500)]))
+        assert (error.code(), "max_payload" in (error.details() or "")) == (Code.RESOURCE_EXHAUSTED, True)
+        assert m.connection.is_connected
+
+
+async def test_reply_over_max_payload_is_an_error_of_the_call_alone(m: mesh.Mesh, caller: mesh.Mesh) -> None:
+    async with serving(m, big_reply):
+        assert len((await stub(caller).SayHello(request("1000000"))).message) == 1_000_000
+        error = await failure(stub(caller).SayHello(request("1100000")))
+        assert error.code() is Code.RESOURCE_EXHAUSTED
+        assert "max_payload" in (error.details() or "")
+        assert len((await stub(caller).SayHello(request("10"))).message) == 10
+
+
+@pytest.fixture(scope="module")
+def roomy() -> Iterator[str]:
+    """A server whose max_payload is above gRPC's limit."""
+    with LocalServer(relaxed_sync=True, max_payload=8 << 20) as server:
+        yield server.url
+
+
+async def test_four_mib_is_the_limit_whatever_max_payload_is(roomy: str) -> None:
+    """M-A3, U2: the limit exactly, and a little more, both ways."""
+    overhead = len(HelloResponse(message="x" * 4_000_000).SerializeToString()) - 4_000_000
+    exact = 4_194_304 - overhead
+    async with mesh.connect(roomy) as m, serving(m, big_reply):
+        assert len((await stub(m).SayHello(request(str(exact)))).message) == exact
+        error = await failure(stub(m).SayHello(request(str(exact + 10))))
+        assert error.code() is Code.RESOURCE_EXHAUSTED
+        assert "4194304" in (error.details() or "") and "4194314" in (error.details() or "")
+        error = await failure(stub(m).SayHello(request("0" * (exact + 10))))
+        assert (error.code(), "grpc.max_send_message_length" in (error.details() or "")) == (
+            Code.RESOURCE_EXHAUSTED,
+            True,
+        )
+
+
+async def test_limits_are_set_by_options_as_in_grpc(roomy: str) -> None:
+    small = [("grpc.max_receive_message_length", 1000), ("grpc.primary_user_agent", "ignored")]
+    async with mesh.connect(roomy, options=small) as caller, mesh.connect(roomy) as m:
+        async with serving(m, big_reply):
+            error = await failure(stub(caller).SayHello(request("2000")))
+            assert (error.code(), "1000 bytes" in (error.details() or "")) == (Code.RESOURCE_EXHAUSTED, True)
+        async with serving(m, options=small):
+            error = await failure(stub(m).SayHello(request("x" * 2000)))
+            assert (error.code(), "1000 bytes" in (error.details() or "")) == (Code.RESOURCE_EXHAUSTED, True)
+        unlimited = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+        async with mesh.connect(roomy, options=unlimited) as free, serving(m, big_reply, options=unlimited):
+            assert len((await stub(free).SayHello(request("6000000"))).message) == 6_000_000
+
+
+async def test_past_the_bound_on_bytes_calls_wait_for_their_turn(
+    m: mesh.Mesh, caller: mesh.Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M-A6."""
+    monkeypatch.setattr(caller_module, "MAX_BYTES_IN_FLIGHT", 100_000)
+    monkeypatch.setattr("mesh.client.MAX_BYTES_IN_FLIGHT", 100_000)
+    most = 0
+
+    async def handler(message: HelloRequest, context: Any) -> HelloResponse:
+        nonlocal most
+        most = max(most, server._host.in_flight)
+        await asyncio.sleep(0.005)
+        return await greet(message, context)
+
+    async with serving(m, handler) as server:
+        calls = [stub(caller).SayHello(request("x" * 10_000)) for _ in range(200)]
+        calls[50].cancel()
+        late = stub(caller).SayHello(request("y" * 10_000), timeout=0.01)
+        done = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(item) for item in done].count(HelloResponse) == 199
+        assert most <= 12
+        assert (await failure(late)).code() is Code.DEADLINE_EXCEEDED
+        assert caller._caller.bytes_in_flight == 0
