@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from engine.assets import Assets
+from engine.cli.common import namespace_option
 from engine.cli.workflows import check_names, defined_workflows
 from engine.definition import Workflow
 from engine.errors import EngineError
@@ -58,9 +59,9 @@ class Place:
     "--use-existing", is_flag=True, help="Use a server that listens there even if it has none of our streams."
 )
 @click.option("--no-reload", is_flag=True, help="Do not start again when a Python file changes.")
-@click.option("--namespace", envvar="MESH_NAMESPACE", default="default", show_default=True, help="Of the workflows.")
 @click.option("--grace", type=Duration(zero=True), default="5s", show_default=True, help="Time to finish at an end.")
 @click.option("--worker", is_flag=True, hidden=True)
+@namespace_option
 @logging_options
 @connection_options(long_lived=True)
 def command(
@@ -89,7 +90,7 @@ async def _develop(options: ConnectOptions, place: Place, *, reload: bool) -> in
             if local is not None and not local.is_running:
                 raise output.CommandError(f"the nats-server ended by itself:\n{local.log_tail()}")
 
-        command = [sys.executable, "-P", "-m", "mesh.cli", *sys.argv[1:], "--worker"]
+        command = [sys.executable, "-P", "-m", "mesh", *sys.argv[1:], "--worker"]
         return await supervise([command], environment=_environment(url), reload=reload, check=check)
 
 

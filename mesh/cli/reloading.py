@@ -20,7 +20,7 @@ _SKIPPED = {"__pycache__", "node_modules", "site-packages", "build", "dist", "ve
 
 def child_command(*, without: str) -> list[str]:
     """The command line of this process without one flag."""
-    return [sys.executable, "-P", "-m", "mesh.cli", *(argument for argument in sys.argv[1:] if argument != without)]
+    return [sys.executable, "-P", "-m", "mesh", *(argument for argument in sys.argv[1:] if argument != without)]
 
 
 async def supervise(

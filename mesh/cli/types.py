@@ -8,7 +8,7 @@ import click
 from mesh.durations import parse_duration, parse_size
 
 
-class Duration(click.ParamType[float]):
+class Duration(click.ParamType):  # type: ignore[type-arg]  # click is generic from 8.4 on
     """`30s`, `1h30m`, `500ms`, or a number of seconds; the value is float seconds."""
 
     name = "duration"
@@ -30,7 +30,7 @@ class Duration(click.ParamType[float]):
         return seconds
 
 
-class Size(click.ParamType[int]):
+class Size(click.ParamType):  # type: ignore[type-arg]
     """`4MiB`, `512KiB`, or a number of bytes; the value is bytes."""
 
     name = "size"

@@ -26,5 +26,5 @@ def start(folder: Path, url: str, *arguments: str, name: str = "", cwd: Path | N
         "XDG_CONFIG_HOME": "/nonexistent",
         "NATS_URL": url,
     }
-    command = [sys.executable, "-P", "-m", "mesh.cli", *arguments]
+    command = [sys.executable, "-P", "-m", "mesh", *arguments]
     return Process(command, folder=folder, name=name or arguments[0], environment=environment, cwd=cwd or folder)
