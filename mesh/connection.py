@@ -90,10 +90,12 @@ class Connection:
             if not connecting.done():
                 connecting.cancel()
                 await asyncio.wait([connecting])
-        if connecting.cancelled() or connecting.exception() is not None:
-            reason = self._refused or (None if connecting.cancelled() else connecting.exception()) or self._client.last_error
-            with contextlib.suppress(Exception):  # it never was open: whatever closing says adds nothing
-                await self._client.close()
+        failed = connecting.cancelled() or connecting.exception() is not None
+        if failed or not self._client.is_connected:  # nats-py takes a link that ends after CONNECT for a connection
+            reason = self._refused or (connecting.exception() if failed and not connecting.cancelled() else None)
+            reason = reason or self._client.last_error
+            # It never was open: whatever closing says adds nothing, and it may say CancelledError.
+            await asyncio.gather(self._client.close(), return_exceptions=True)
             raise ConnectError(self.options.describe(), str(reason or "no answer"))
         self._start()
 

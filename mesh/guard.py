@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nats.aio.client import Client
-from nats.errors import ProtocolError
+from nats.errors import Error, ProtocolError
 
 logger = logging.getLogger("mesh.connection")
 
@@ -120,6 +120,17 @@ class GuardedClient(Client):
         except Exception:  # the border of the read loop: nothing may pass it
             self.bad_messages += 1
             logger.exception("message on %r dropped", subject[:200])
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        """Insist on TLS where it was asked for, before CONNECT: nats-py sends the credentials in the clear otherwise."""
+        if initial_connection and self._wants_tls() and not info.get("tls_required"):
+            if not info.get("tls_available"):
+                raise Error("TLS is asked for, and the server has none")
+            info["tls_required"] = True
+        await super()._process_info(info, initial_connection)
+
+    def _wants_tls(self) -> bool:
+        return "tls" in self.options or (self._current_server is not None and self._current_server.uri.scheme == "tls")
 
     async def _process_pong(self) -> None:
         if self._pongs and self._pongs[0].done():  # whoever waited gave up: nats-py would raise InvalidStateError

@@ -1,5 +1,6 @@
 """The settings against real servers: each kind of identity, TLS, and refusals."""
 
+import asyncio
 import os
 import subprocess
 from collections.abc import Iterator
@@ -71,6 +72,45 @@ async def test_tls_with_a_client_certificate(tmp_path: Path) -> None:
         assert await name_seen_by(running, url=url, **files) == "me"
         with pytest.raises(ConnectError):
             await name_seen_by(running, url=url, tls_ca=tmp_path / "ca.pem")
+
+
+async def test_tls_that_was_asked_for_is_insisted_on_before_anything_is_said(tmp_path: Path) -> None:
+    """nats-py would send user and password in the clear."""
+    received = bytearray()
+
+    async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"server_id":"x","version":"2.15.1","max_payload":1048576,"proto":1,"headers":true}\r\n')
+        received.extend(await reader.read(1000))
+        writer.close()
+
+    async with await asyncio.start_server(plain, "127.0.0.1", 0) as listening:
+        url = f"tls://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+        with pytest.raises(ConnectError, match="TLS is asked for"):
+            await Connection.open(ConnectOptions(url=url, user="u", password="hush", connect_timeout=0.5))
+    assert received == b""
+
+
+async def test_a_server_that_offers_tls_beside_plain_gets_tls(tmp_path: Path) -> None:
+    make_certificates(tmp_path)
+    tls = f'tls {{ cert_file: "{tmp_path}/server.pem", key_file: "{tmp_path}/server.key" }}\nallow_non_tls: true'
+    with server(tmp_path, tls) as running:
+        url = running.url.replace("nats://", "tls://").replace("127.0.0.1", "localhost")
+        assert await name_seen_by(running, url=url, tls_ca=tmp_path / "ca.pem") == "me"
+        assert await name_seen_by(running) == "me"
+        with pytest.raises(ConnectError, match=r"[Cc]ertificate"):
+            await name_seen_by(running, url=url)
+
+
+async def test_a_link_that_ends_after_connect_is_no_connection() -> None:
+    async def closing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"server_id":"x","version":"2.15.1","max_payload":1048576,"proto":1,"headers":true}\r\n')
+        await reader.read(1000)
+        writer.close()
+
+    async with await asyncio.start_server(closing, "127.0.0.1", 0) as listening:
+        url = f"nats://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+        with pytest.raises(ConnectError):
+            await Connection.open(ConnectOptions(url=url, connect_timeout=0.5))
 
 
 async def test_a_server_that_is_not_there_is_named_without_secrets(tmp_path: Path) -> None:
