@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from engine import Client
 from tests.kit.foreign import Foreign, Handler, silence
 from tests.kit.gates import Gate
 from tests.kit.ledger import FOLDER_VARIABLE, Ledger
@@ -17,9 +17,6 @@ from tests.kit.process import Process
 from tests.kit.proxy import Proxy
 from tests.kit.raw import Raw
 from tests.kit.server import NatsServer
-
-if TYPE_CHECKING:
-    from engine import Client
 
 ROOT = Path(__file__).parents[2]
 FLOWS = "tests.kit.flows"
@@ -94,8 +91,6 @@ class Stage:
     @asynccontextmanager
     async def client(self, url: str | None = None) -> AsyncIterator[Client]:
         """The product's client."""
-        from engine import Client
-
         async with Client.connect(url or self.server.url) as client:
             yield client
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from tests.kit.ledger import until
 from tests.kit.stage import ACK_WAIT, Stage
 
@@ -43,6 +45,7 @@ async def test_a_zombie_that_would_finish_is_refused_and_silent(stage: Stage) ->
         await first.respond(b"answer")  # lies in the zombie's socket: all that it needs to finish
         successor = await stage.processor()
         assert await handle.result(timeout=15) == "answer"
+        await command_gone(stage, handle.id)
         before = await stage.raw.stored_record(handle.id)
         async with stage.raw.watch("$JS.ACK.COMMANDS.>", "$KV.EXECUTION_STATE.>") as seen:
             zombie.thaw()
@@ -51,3 +54,10 @@ async def test_a_zombie_that_would_finish_is_refused_and_silent(stage: Stage) ->
         assert await stage.raw.stored_record(handle.id) == before
         assert len(service.requests) == 1
         successor.kill()
+
+
+async def command_gone(stage: Stage, invocation: str) -> None:
+    """The successor's own acknowledgement follows the notice of its result."""
+    async with asyncio.timeout(10):
+        while await stage.raw.command(invocation) is not None:
+            await asyncio.sleep(0.01)

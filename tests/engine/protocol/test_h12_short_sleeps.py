@@ -10,7 +10,7 @@ from tests.kit.foreign import echo
 from tests.kit.stage import M1, M2, Mode, Stage
 
 
-@pytest.fixture(params=[M1, M2], ids=lambda mode: mode.name)
+@pytest.fixture(params=[M1, M2], ids=lambda mode: mode.name, autouse=True)
 def mode(request: pytest.FixtureRequest) -> Mode:
     found: Mode = request.param
     return found

@@ -54,6 +54,41 @@ def test_a_fired_entry_stored_before_the_answer_wins_by_its_place() -> None:
     assert result(replay) == "too late"
 
 
+def test_a_late_answer_of_a_call_that_timed_out_is_no_input_of_what_follows() -> None:
+    async def goes_on(ctx: Context) -> str:
+        try:
+            async with asyncio.timeout(1):
+                seen = await ctx.call("kit.Steps", "A", b"", bytes)
+        except TimeoutError:
+            seen = b"too late"
+        return (seen + b", " + await ctx.call("kit.Steps", "B", seen, bytes)).decode()
+
+    steps = {step.kind: step for step in begin(goes_on).steps}
+    timed_out = fired(steps[Kind.SLEEP], 10, at=1.0)
+    after = replayed(goes_on, timed_out)
+    assert [step.name for step in after.take_effects()] == ["Steps.B"]
+    assert [step.name for step in after.open_steps()] == ["Steps.B"]
+    late, last = answer(steps[Kind.CALL], 11, b"in time after all"), after.open_steps()[0]
+    assert result(replayed(goes_on, timed_out, late, answer(last, 12, b"end"))) == "too late, end"
+    assert result(replayed(goes_on, timed_out, answer(last, 11, b"end"), late)) == "too late, end"
+
+
+def test_a_cancelled_call_is_not_waited_for() -> None:
+    async def cancels(ctx: Context) -> str:
+        call = asyncio.ensure_future(ctx.call("kit.Steps", "A", b"", bytes))
+        await ctx.call("kit.Steps", "B", b"", bytes)
+        call.cancel()
+        return (await ctx.call("kit.Steps", "C", b"", bytes)).decode()
+
+    # B is issued by the body itself, before the task of A has begun.
+    b, a = begin(cancels).steps
+    assert (a.name, b.name) == ("Steps.A", "Steps.B")
+    replay = replayed(cancels, answer(b, 10))
+    assert [step.name for step in replay.open_steps()] == ["Steps.C"]
+    late = replayed(cancels, answer(b, 10), answer(a, 11, b"late"), answer(replay.steps[2], 12, b"c"))
+    assert result(late) == "c"
+
+
 def test_no_clock_fires_a_timer() -> None:
     timer, call = _timer_and_call()
     replay = replayed(call_with_timeout)

@@ -12,7 +12,7 @@ from engine import InvocationConflictError, UnavailableError
 from tests.kit.agreement import agreement
 from tests.kit.process import Process
 from tests.kit.proxy import publishes
-from tests.kit.stage import ROOT, Stage
+from tests.kit.stage import M1, ROOT, Stage
 
 COMMANDS = "wf.default.cmd.>"
 
@@ -113,6 +113,8 @@ async def test_a_link_cut_just_after_the_submission_arrived_ends_in_one_executio
         assert stage.ledger.count(event="run", step="note") == 1
 
 
+@pytest.mark.parametrize("mode", [M1], indirect=True)
+@pytest.mark.timeout(90)
 async def test_a_client_that_never_hears_again_says_that_repeating_is_safe(stage: Stage) -> None:
     async with stage.link() as proxy, stage.client(proxy.url) as client, stage.client() as healthy:
         trap = proxy.trap(publishes(COMMANDS))
