@@ -26,7 +26,7 @@ Problems of the connection itself are `mesh.MeshError`s and pass through as they
 from collections.abc import Sequence
 from typing import Any
 
-import grpc.aio
+import grpc
 
 from mesh.errors import RpcError
 
@@ -56,6 +56,10 @@ __all__ = [
 class EngineError(Exception):
     """The root of all errors of this package."""
 
+    def __reduce__(self) -> Any:
+        """Pickle by text and fields: errors may cross a process border."""
+        return _rebuild, (type(self), self.args, self.__dict__)
+
 
 # --- at the edge: nothing has been sent
 
@@ -80,9 +84,7 @@ class PayloadTooLargeError(EngineError):
     `size` and `limit` are bytes; `limit_name` is the setting that holds the limit.
     """
 
-    def __init__(
-        self, what: str, size: int, limit: int, limit_name: str = "the server's max_payload"
-    ) -> None:
+    def __init__(self, what: str, size: int, limit: int, limit_name: str = "the server's max_payload") -> None:
         super().__init__(f"{what} takes {size} bytes; {limit_name} allows {limit}")
         self.what = what
         self.size = size
@@ -151,8 +153,7 @@ class InvocationNotFoundError(EngineError):
 
     def __init__(self, invocation_id: str) -> None:
         super().__init__(
-            f"invocation {_shorten(invocation_id)} is not known: "
-            "it was never started, or its retention is over"
+            f"invocation {_shorten(invocation_id)} is not known: it was never started, or its retention is over"
         )
         self.invocation_id = invocation_id
 
@@ -161,9 +162,7 @@ class InvocationConflictError(EngineError):
     """The id is taken by an invocation of another workflow, key or input, which goes on."""
 
     def __init__(self, invocation_id: str, message: str = "") -> None:
-        super().__init__(
-            message or f"invocation id {invocation_id!r} is taken by another workflow, key or input"
-        )
+        super().__init__(message or f"invocation id {invocation_id!r} is taken by another workflow, key or input")
         self.invocation_id = invocation_id
 
 
@@ -235,9 +234,7 @@ class StepFailedError(EngineError):
     Can be caught; one that leaves the workflow fails the run.
     """
 
-    def __init__(
-        self, step: int, name: str, type_name: str, message: str, attempts: int = 1
-    ) -> None:
+    def __init__(self, step: int, name: str, type_name: str, message: str, attempts: int = 1) -> None:
         super().__init__(_step_text(step, name, f"{type_name}: {message}", attempts))
         self.step = step
         self.name = name
@@ -262,13 +259,7 @@ class CallFailedError(StepFailedError, RpcError):
         trailing_metadata: Sequence[tuple[str, Any]] = (),
         attempts: int = 1,
     ) -> None:
-        RpcError.__init__(
-            self,
-            code,
-            initial_metadata=grpc.aio.Metadata(),
-            trailing_metadata=grpc.aio.Metadata(*trailing_metadata),
-            details=details,
-        )
+        RpcError.__init__(self, code, details, trailing_metadata=trailing_metadata)
         self.step = step
         self.name = name
         self.type = code.name
@@ -315,6 +306,13 @@ class PoisonError(EngineError):
 
 class TerminalError(EngineError):
     """Raise it, or a subclass, in a function given to `ctx.run`: no policy retries it."""
+
+
+def _rebuild(kind: type[EngineError], args: tuple[Any, ...], fields: dict[str, Any]) -> EngineError:
+    error = kind.__new__(kind, *args)
+    error.args = args  # an OSError, as a time-out is one, takes them in __init__
+    error.__dict__.update(fields)
+    return error
 
 
 def _step_text(step: int, name: str, failure: str, attempts: int) -> str:
