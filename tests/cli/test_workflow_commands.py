@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine import records
+from engine import model, records
 from engine.client import Client
 from engine.names import Names
 from mesh import headers
@@ -93,7 +93,7 @@ async def test_result_prints_json_or_bytes(nats_server: NatsServer, store: Raw) 
 
 
 async def test_describe_in_json_is_the_clients_description(nats_server: NatsServer, store: Raw) -> None:
-    await write(store, "x", "failed", error=records.Failure("ValueError", "bad", "INTERNAL", "Traceback"), attempts=2)
+    await write(store, "x", "failed", error=model.Failure("ValueError", "bad", "INTERNAL", "Traceback"), attempts=2)
     shown = json.loads((await mesh(nats_server, "workflow", "describe", "x", "--json")).stdout)
     async with Client.connect(nats_server.url) as client:
         assert shown == (await client.handle("x").describe()).to_dict()
@@ -102,7 +102,7 @@ async def test_describe_in_json_is_the_clients_description(nats_server: NatsServ
 
 async def test_describe_for_people_has_status_error_and_steps(nats_server: NatsServer, store: Raw) -> None:
     step = records.JournalEntry(0, "HelloService.SayHello", response=b'"hi"', response_type="application/json")
-    await write(store, "x", "failed", error=records.Failure("ValueError", "bad luck"), journal=(step,))
+    await write(store, "x", "failed", error=model.Failure("ValueError", "bad luck"), journal=(step,))
     shown = (await mesh(nats_server, "workflow", "describe", "x")).stdout
     assert "failed" in shown
     assert "ValueError: bad luck" in shown
@@ -129,7 +129,7 @@ CODES: list[tuple[list[str], int, dict[str, Any]]] = [
 async def test_errors_have_their_exit_code_and_document(
     nats_server: NatsServer, store: Raw, arguments: list[str], exit_code: int, document: dict[str, Any]
 ) -> None:
-    await write(store, "failed", "failed", error=records.Failure("E", "bad", "INTERNAL"))
+    await write(store, "failed", "failed", error=model.Failure("E", "bad", "INTERNAL"))
     await write(store, "cancelled", "cancelled")
     await write(store, "running", "running")
     ended = await mesh(nats_server, "workflow", *arguments, "--json")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import mesh
-from engine import errors, records, workflow
+from engine import errors, model, records, workflow
 from engine.client import Client
 from engine.client.submission import RECORD_RESERVE
 from engine.commands import read_command
@@ -343,7 +343,7 @@ async def test_a_lost_notice_is_made_good_by_a_read(nats_server: NatsServer, raw
 
 
 async def test_a_failed_run_raises_what_the_record_says(client: Client, raw: Raw) -> None:
-    failure = records.Failure("ValueError", "bad luck", "INTERNAL", "Traceback …")
+    failure = model.Failure("ValueError", "bad luck", "INTERNAL", "Traceback …")
     await write_record(raw, "x", "failed", error=failure)
     with pytest.raises(errors.WorkflowFailedError, match="bad luck") as failed:
         await client.handle("x").result(timeout=5)
@@ -447,7 +447,7 @@ async def test_a_description_has_the_agreed_shape(client: Client, raw: Raw) -> N
 
 async def test_the_journal_of_a_final_run_is_in_its_description(client: Client, raw: Raw) -> None:
     moment = 1_700_000_000_123_456_789
-    failure = records.Failure("UNAVAILABLE", "away", "UNAVAILABLE")
+    failure = model.Failure("UNAVAILABLE", "away", "UNAVAILABLE")
     step = records.JournalEntry(
         step=0,
         type="HelloService.SayHello",
@@ -457,7 +457,7 @@ async def test_the_journal_of_a_final_run_is_in_its_description(client: Client, 
         response_type="application/json",
         started_ns=moment,
         completed_ns=moment,
-        attempts=(records.Attempt(1, moment, moment, failure),),
+        attempts=(model.Attempt(1, moment, moment, failure),),
         attempt_count=2,
     )
     run = records.JournalEntry(step=1, type="run:charge", response=b"7", response_type="application/json")

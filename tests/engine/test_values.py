@@ -143,7 +143,7 @@ def test_what_does_not_fit_names_type_and_place(data: bytes, content_type: str, 
 @pytest.mark.parametrize(
     ("value", "type_name"),
     [
-        ((x for x in ()), "generator"),
+        ((n for n in [1]), "generator"),
         (threading.Lock(), "lock"),
         (object(), "object"),
         ({"a": [object()]}, "dict containing object"),
