@@ -142,6 +142,6 @@ def _journal_entry(step: Step) -> records.JournalEntry:
         started_ns=step.issued_ns,
         completed_ns=step.completed_ns,
         attempts=step.failures,
-        attempt_count=step.attempt,
+        attempt_count=step.attempt + step.undelivered,
         sequence=step.sequence,
     )

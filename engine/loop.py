@@ -28,23 +28,20 @@ class EvictedError(BaseException):
 class Handle:
     """A callback in the ready queue, or a timer. Has what asyncio asks of its handles."""
 
-    __slots__ = ("_args", "_callback", "_cancelled", "_context", "_loop", "_when", "step")
+    __slots__ = ("_args", "_callback", "_cancelled", "_context", "_when")
 
     def __init__(
         self,
-        loop: "DeterministicLoop",
         callback: Callable[..., object],
         args: tuple[Any, ...],
         context: contextvars.Context | None,
         when: float = 0.0,
     ) -> None:
-        self._loop = loop
         self._callback = callback
         self._args = args
         self._context = context
         self._when = when
         self._cancelled = False
-        self.step: Any = None  # the timer's step, while it has one
 
     def when(self) -> float:
         """When a timer is due, in this loop's time."""
@@ -52,10 +49,7 @@ class Handle:
 
     def cancel(self) -> None:
         """Do not call it any more."""
-        if not self._cancelled:
-            self._cancelled = True
-            if self.step is not None:
-                self._loop.timer_cancelled(self)
+        self._cancelled = True
 
     def cancelled(self) -> bool:
         """Whether it was cancelled."""
@@ -65,10 +59,9 @@ class Handle:
 class DeterministicLoop(asyncio.AbstractEventLoop):
     """The event loop that workflow code sees. `set_timer(handle)` is called for each timer the code arms."""
 
-    def __init__(self, set_timer: Callable[[Handle], None], cancel_timer: Callable[[Handle], None]) -> None:
+    def __init__(self, set_timer: Callable[[Handle], None]) -> None:
         self._ready: deque[Handle] = deque()
         self._set_timer = set_timer
-        self._cancel_timer = cancel_timer
         self._tasks: set[asyncio.Task[Any]] = set()
         self._now = 0.0
         self._evicted = False
@@ -116,11 +109,6 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         if not handle._cancelled:
             self._ready.append(handle)
 
-    def timer_cancelled(self, handle: Handle) -> None:
-        """The code cancelled a timer."""
-        if not self._evicted:
-            self._cancel_timer(handle)
-
     def put_away(self) -> None:
         """Drop all frames. User code can see GeneratorExit, as for any coroutine that is dropped, but no step of it happens."""
         self._evicted = True
@@ -150,7 +138,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         """Run a callback in this drain."""
         if self._evicted:
             raise EvictedError
-        handle = Handle(self, callback, args, context)
+        handle = Handle(callback, args, context)
         self._ready.append(handle)
         return handle
 
@@ -168,7 +156,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
             raise EvictedError
         if when != when:
             raise ValueError("a timer's delay must not be NaN")
-        handle = Handle(self, callback, args, context or contextvars.copy_context(), when)
+        handle = Handle(callback, args, context or contextvars.copy_context(), when)
         if when <= self._now:
             self._ready.append(handle)
         else:

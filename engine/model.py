@@ -202,7 +202,7 @@ class Step:
     name: str
     digest: str
     issued_ns: int
-    future: Any
+    future: Any  # of the replay's loop: what the code awaits; a timer's handle
     call: Call | None = None
     body: Body | None = None
     due_ns: int = 0
@@ -210,8 +210,8 @@ class Step:
     failures: list[Attempt] = field(default_factory=list)
     failed_ns: int = 0  # server time of the last failed attempt: back-off counts from here, over a crash too
     giving_up: Failure | None = None
+    undelivered: int = 0  # attempts nobody received, as far as this process knows
     decided: bool = False
-    abandoned: bool = False  # the code no longer waits: whatever is stored for it from now on is no input
     response: bytes = b""
     response_type: str = ""
     failure: Failure | None = None
@@ -220,8 +220,8 @@ class Step:
 
     @property
     def is_open(self) -> bool:
-        """Whether the code still waits for it."""
-        return not (self.decided or self.abandoned)
+        """Whether the code still waits for it: what is stored for one that it cancelled is no input."""
+        return not (self.decided or self.future.cancelled())
 
     @property
     def title(self) -> str:

@@ -11,8 +11,10 @@ import inspect
 import logging
 import secrets
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
+
+import msgspec
 
 from engine import ownership
 from engine.absence import Absences
@@ -21,6 +23,7 @@ from engine.clock import NANOS, ServerClock
 from engine.delivered import DeliveredCommand
 from engine.definition import Workflow
 from engine.errors import InvalidNameError
+from engine.journal import parse_time
 from engine.keepalive import Keepalive
 from engine.model import Duration, Step, seconds
 from engine.names import Names
@@ -33,7 +36,7 @@ from engine.sweep import Sweeper
 from engine.takeup import TakeUp
 from engine.timers import TimerHandler
 from mesh.connection import Connection
-from mesh.errors import NotConnectedError
+from mesh.errors import NoRespondersError, NotConnectedError
 from mesh.facade import Mesh
 
 logger = logging.getLogger("engine.processor")
@@ -43,6 +46,13 @@ TICK = 0.1
 BUSY_DELAY = 0.1
 """Seconds after which a command that came when the last slot was taken is delivered elsewhere."""
 THREADS = 32
+"""Synchronous `ctx.run` functions that run at once."""
+CLOCK_INTERVAL = 15.0
+"""Seconds between two questions for the server's time."""
+
+
+class _StreamInfo(msgspec.Struct):
+    ts: str = ""
 
 
 class Processor:
@@ -138,7 +148,7 @@ class Processor:
         self._pullers.append(
             Puller(self.connection, self.names.timers, self.names.timers_consumer, self.timers.deliver, self.timers.room)
         )
-        await self.connection.round_trip()
+        await self._sample_clock()
         for puller in self._pullers:
             puller.start()
 
@@ -150,7 +160,7 @@ class Processor:
         for sid in self._presence:
             self.connection.unsubscribe(sid)
         for run in list(self.runs.values()):
-            if run.invocation is None:
+            if run.invocation is None and not run.is_recorded:  # one being claimed is handed over when it is ours
                 self._hand_back(run.command)
                 run.drop("handed back: this processor stops")
             elif not run.held and not run.is_busy():
@@ -265,14 +275,17 @@ class Processor:
         result = await asyncio.get_running_loop().run_in_executor(self._threads, call)
         return await result if inspect.isawaitable(result) else result
 
-    def spawn(self, coroutine: Any, run: Run) -> None:
+    def spawn(self, coroutine: Coroutine[Any, Any, None], run: Run) -> None:
         """Run a coroutine for a run. What it raises is a fault of ours or of the store: the run is let go, and comes again."""
-        task = asyncio.create_task(coroutine, name=f"run {run.id}")
-        self._tasks.add(task)
-        task.add_done_callback(functools.partial(self._spawned, run))
+        self._start_task(coroutine).add_done_callback(functools.partial(self._spawned, run))
 
-    def _spawned(self, run: Run, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
+    def _start_task(self, coroutine: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _spawned(self, run: Run, task: "asyncio.Task[None]") -> None:
         if task.cancelled() or task.exception() is None:
             return
         logger.error("run %s: it is let go and comes again", run.id, exc_info=task.exception())
@@ -352,13 +365,26 @@ class Processor:
 
     # --- the ticker -----------------------------------------------------------------------------------------------------------------
 
+    async def _sample_clock(self) -> None:
+        """Ask the server what time it is: entries that it stored long ago do not tell."""
+        subject = f"$JS.API.STREAM.INFO.{self.names.execution_stream}"
+        try:
+            answer = await self.connection.ask(subject, timeout=5.0)
+            self.clock.observe(parse_time(msgspec.json.decode(answer.data, type=_StreamInfo).ts))
+        except (TimeoutError, NotConnectedError, NoRespondersError, msgspec.DecodeError, ValueError):
+            logger.warning("the server did not tell its time; timers go by its time stamps on stored messages")
+
     async def _tick_for_ever(self) -> None:
         loop = asyncio.get_running_loop()
+        sample_at = loop.time() + CLOCK_INTERVAL
         while True:
             await asyncio.sleep(TICK)
             now = loop.time()
             if not self.connection.is_connected:
                 continue
+            if now >= sample_at:
+                sample_at = now + CLOCK_INTERVAL
+                self._start_task(self._sample_clock())
             self.may_act()
             self.sweeper.tick(now)
             for puller in self._pullers:

@@ -57,7 +57,7 @@ class Replay:
         self.fed_sequence = 0
         self._fresh: list[Step] = []
         self._main: asyncio.Task[Any] | None = None
-        self._loop = DeterministicLoop(self._set_timer, self._cancel_timer)
+        self._loop = DeterministicLoop(self._set_timer)
         self._loop.set_time(self.now_ns / NANOS)
 
     # --- inputs ------------------------------------------------------------------------------------------------------------
@@ -233,12 +233,8 @@ class Replay:
             len(self.steps), Kind.SLEEP, f"{delay_us / 1e6:g}s", journal.digest(Kind.SLEEP, b"%d" % delay_us),
             self.now_ns, handle, due_ns=self.now_ns + delay_us * 1000,
         )
-        handle.step = step
         self.steps.append(step)
         self._fresh.append(step)
-
-    def _cancel_timer(self, handle: Handle) -> None:
-        handle.step.abandoned = True
 
     @property
     def random(self) -> Random:

@@ -149,6 +149,11 @@ class Run:
         """Whether nothing may be fed or done: not taken up yet, contested, being recorded, or ended."""
         return self._operating or self.reclaiming or self.final is not None or self.invocation is None
 
+    @property
+    def is_recorded(self) -> bool:
+        """Whether the record says, or is about to say, that it is ours."""
+        return self._operating or self.record is not None
+
     @contextlib.asynccontextmanager
     async def operation(self) -> AsyncIterator[None]:
         """One coroutine at a time reads or writes the run's record; nothing is fed or done meanwhile."""
@@ -347,6 +352,7 @@ class Run:
             if step is None or not step.is_open or step.attempt != flight.attempt:
                 self._end_flight(number, flight)
             else:
+                step.undelivered = flight.undelivered
                 flight.step = step
 
     def _do_todo(self) -> None:
@@ -414,6 +420,7 @@ class Run:
         if call is None:
             return
         flight.unsent()
+        step.undelivered = flight.undelivered
         self.fillable.discard(step.number)
         failure = Failure("UNAVAILABLE", f"no service listens on {call.subject}", "UNAVAILABLE")
         flight.reason = f"UNAVAILABLE: {failure.message}"
