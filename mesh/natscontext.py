@@ -79,13 +79,9 @@ def load_context(name: str, environ: Mapping[str, str]) -> NatsContext:
     except FileNotFoundError:
         raise ConfigError(_not_found(name, path, environ), file=str(path)) from None
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{path}: context {name!r} cannot be read: {error}", file=str(path)
-        ) from error
+        raise ConfigError(f"{path}: context {name!r} cannot be read: {error}", file=str(path)) from error
     if not isinstance(stored, dict):
-        raise ConfigError(
-            f"{path}: expected a JSON object", file=str(path), expected="a JSON object"
-        )
+        raise ConfigError(f"{path}: expected a JSON object", file=str(path), expected="a JSON object")
     return _checked(name, path, stored)
 
 
@@ -143,9 +139,7 @@ def _context_path(name: str, environ: Mapping[str, str]) -> Path:
 def _not_found(name: str, path: Path, environ: Mapping[str, str]) -> str:
     known = known_contexts(environ)
     there = (
-        f"there are: {', '.join(known)}"
-        if known
-        else "there is none; make one by: nats context add NAME --server URL"
+        f"there are: {', '.join(known)}" if known else "there is none; make one by: nats context add NAME --server URL"
     )
     return f"no NATS context {name!r} ({path} does not exist); {there}"
 
@@ -160,9 +154,7 @@ def _checked(name: str, path: Path, stored: dict[str, object]) -> NatsContext:
                 expected=instead,
             )
     settings = {key: value for key, value in stored.items() if isinstance(value, str)}
-    return NatsContext(
-        name=name, path=path, settings=settings, tls_first=stored.get("tls_first") is True
-    )
+    return NatsContext(name=name, path=path, settings=settings, tls_first=stored.get("tls_first") is True)
 
 
 def _from_environment(name: str, environ: Mapping[str, str]) -> str:

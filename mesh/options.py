@@ -91,9 +91,7 @@ class ConnectOptions:
         _check_inbox_prefix(self.inbox_prefix)
         if bool(self.tls_cert) != bool(self.tls_key):
             given, missing = ("tls_cert", "tls_key") if self.tls_cert else ("tls_key", "tls_cert")
-            raise ConfigError(
-                f"{given} without {missing}: a client certificate needs both", key=missing
-            )
+            raise ConfigError(f"{given} without {missing}: a client certificate needs both", key=missing)
 
     @classmethod
     def resolve(
@@ -149,22 +147,14 @@ class ConnectOptions:
     @property
     def servers(self) -> list[str]:
         """The URLs, each with a scheme."""
-        return [
-            part if "://" in part else f"nats://{part}"
-            for part in map(str.strip, self.url.split(","))
-            if part
-        ]
+        return [part if "://" in part else f"nats://{part}" for part in map(str.strip, self.url.split(",")) if part]
 
     def describe(self) -> str:
         """URL, context and kind of identity, for logs and errors; no secret."""
         facts = [f"context {self.context}"] if self.context else []
         if self.user and self.password is not None:
             facts.append(f"user {self.user}")
-        facts += [
-            f"{kind} {_shown(value)}"
-            for kind, value in (("creds", self.creds), ("nkey", self.nkey))
-            if value
-        ]
+        facts += [f"{kind} {_shown(value)}" for kind, value in (("creds", self.creds), ("nkey", self.nkey)) if value]
         if self.token or (self.user and self.password is None):
             facts.append("token")
         servers = ", ".join(map(_without_userinfo, self.servers))
@@ -227,9 +217,7 @@ class _Place:
     context: NatsContext | None = None
 
 
-def _places(
-    said: Mapping[str, str | None], context: str | None, environ: Mapping[str, str]
-) -> list[_Place]:
+def _places(said: Mapping[str, str | None], context: str | None, environ: Mapping[str, str]) -> list[_Place]:
     """Where to look, the first place first."""
     places = [_Place("argument", {key: value for key, value in said.items() if value is not None})]
     if context:
@@ -262,18 +250,12 @@ def _context_place(context: NatsContext) -> _Place:
     return _Place(str(context.path), settings, context)
 
 
-def _merge(
-    places: list[_Place], environ: Mapping[str, str]
-) -> tuple[dict[str, Any], NatsContext | None]:
+def _merge(places: list[_Place], environ: Mapping[str, str]) -> tuple[dict[str, Any], NatsContext | None]:
     chosen: dict[str, Any] = {}
     for place in places:
         for key, value in place.settings.items():
             if key not in _IDENTITY and key not in chosen:
-                chosen[key] = (
-                    str(expand(value, environ))
-                    if place.context and key.startswith("tls_")
-                    else value
-                )
+                chosen[key] = str(expand(value, environ)) if place.context and key.startswith("tls_") else value
     chosen |= _identity_of(places, environ)
     return chosen, next((place.context for place in places if place.context), None)
 
@@ -294,9 +276,7 @@ def _identity_of(places: list[_Place], environ: Mapping[str, str]) -> dict[str, 
 
 
 def _user_elsewhere(places: list[_Place]) -> dict[str, str]:
-    return next(
-        ({"user": place.settings["user"]} for place in places if "user" in place.settings), {}
-    )
+    return next(({"user": place.settings["user"]} for place in places if "user" in place.settings), {})
 
 
 def _password_of(user: str, places: list[_Place]) -> dict[str, str]:
@@ -331,11 +311,7 @@ def _one_identity(own: dict[str, str], place: _Place, environ: Mapping[str, str]
         case "creds" | "nkey" as kind:
             return {kind: file(kind)}
         case "user_jwt":
-            return {
-                "creds": _creds_text(
-                    secret("user_jwt"), secret("user_seed") if own.get("user_seed") else ""
-                )
-            }
+            return {"creds": _creds_text(secret("user_jwt"), secret("user_seed") if own.get("user_seed") else "")}
         case "token":
             return {"token": secret("token")}
     raise ConfigError(f"{place.label}: a password without a user", key="user", expected="a user")
@@ -343,9 +319,7 @@ def _one_identity(own: dict[str, str], place: _Place, environ: Mapping[str, str]
 
 def _creds_text(jwt: str, seed: str) -> str:
     if not seed:
-        raise ConfigError(
-            "user_jwt without user_seed is not supported", key="user_seed", expected="a user seed"
-        )
+        raise ConfigError("user_jwt without user_seed is not supported", key="user_seed", expected="a user seed")
     return (
         f"-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n"
         f"-----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
@@ -355,9 +329,7 @@ def _creds_text(jwt: str, seed: str) -> str:
 def _checked_creds(creds: str) -> str | UserString:
     inline = "-----BEGIN" in creds
     text = creds if inline else _read(creds, "creds")
-    if (
-        "BEGIN NATS USER JWT" not in text or "BEGIN USER NKEY SEED" not in text
-    ):  # nats-py would read on for ever
+    if "BEGIN NATS USER JWT" not in text or "BEGIN USER NKEY SEED" not in text:  # nats-py would read on for ever
         shown = _shown(creds)
         raise ConfigError(
             f"creds: {shown} is not a creds file: no user JWT and nkey seed in it",
@@ -404,18 +376,12 @@ def _read(path: str, key: str) -> str:
 def _check_url(server: str) -> None:
     try:
         parts = urlsplit(server)
-        valid = (
-            parts.scheme in _SCHEMES
-            and bool(parts.hostname)
-            and (parts.port is None or parts.port > 0)
-        )
+        valid = parts.scheme in _SCHEMES and bool(parts.hostname) and (parts.port is None or parts.port > 0)
     except ValueError:
         valid = False
     if not valid or any(character.isspace() for character in server):
         shown = _without_userinfo(server)
-        raise ConfigError(
-            f"{shown!r} is not the URL of a NATS server: expected nats://HOST:PORT", key="url"
-        )
+        raise ConfigError(f"{shown!r} is not the URL of a NATS server: expected nats://HOST:PORT", key="url")
 
 
 def _check_inbox_prefix(prefix: str) -> None:
