@@ -30,7 +30,7 @@ class HelloService(HelloServiceServicer):
     def __init__(self, handler: Handler = greet) -> None:
         self.handler = handler
 
-    async def SayHello(self, request: HelloRequest, context: Any) -> Any:  # noqa: N802
+    async def SayHello(self, request: HelloRequest, context: Any) -> Any:
         return await self.handler(request, context)
 
 

@@ -11,6 +11,7 @@ import grpc
 import pytest
 
 import mesh
+from mesh.client import Call
 from protos.hello_pb2 import HelloRequest, HelloResponse
 from tests.mesh.hello import greet, request, serving, stub
 
@@ -110,6 +111,8 @@ async def test_nothing_is_left_after_many_calls(m: mesh.Mesh, caller: mesh.Mesh)
     async with serving(m, handler) as server:
         await stub(caller).SayHello(request())
         before = len(asyncio.all_tasks()), len(caller.connection._callbacks)
+        calls: list[Any] = []
+        call: Any
         for _ in range(20):
             calls = [
                 stub(caller).SayHello(request(name), timeout=timeout)
@@ -125,9 +128,7 @@ async def test_nothing_is_left_after_many_calls(m: mesh.Mesh, caller: mesh.Mesh)
         assert not server._host.calls
         assert not caller._caller.pending
         assert caller._caller.bytes_in_flight == 0
-        gc.collect()
-        from mesh.client import Call
-
-        del calls, call
+        calls.clear()
+        call = None
         gc.collect()
         assert [item for item in gc.get_objects() if isinstance(item, Call)] == []

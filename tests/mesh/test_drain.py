@@ -14,8 +14,8 @@ from nats.aio.client import Client
 
 import mesh
 from protos.hello_pb2 import HelloRequest, HelloResponse
-from tests.mesh.hello import SUBJECT, HelloService, greet, request, serving, stub
 from protos.hello_pb2_grpc import add_HelloServiceServicer_to_server
+from tests.mesh.hello import SUBJECT, HelloService, greet, request, serving, stub
 
 Code = grpc.StatusCode
 
@@ -43,7 +43,14 @@ async def test_stop_finishes_what_was_delivered_then_nobody_is_there(
         replies = await asyncio.gather(*calls)
         assert [reply.message for reply in replies] == [f"Hello, {n}!" for n in range(200)]
         assert await server.wait_for_termination(0)
-        for subject in (SUBJECT, f"$SRV.PING.HelloService.{id_}", "$SRV.PING.HelloService", "svc.hello.HelloService._mesh.methods"):
+        at = "svc.hello.HelloService"
+        for subject in (
+            SUBJECT,
+            f"$SRV.PING.HelloService.{id_}",
+            "$SRV.PING",
+            f"{at}._mesh.methods",
+            f"{SUBJECT}._call",
+        ):
             with pytest.raises(nats.errors.NoRespondersError):
                 await foreigner.request(subject, b"")
         assert (await failure(stub(caller).SayHello(request()))).code() is Code.UNAVAILABLE
@@ -130,7 +137,7 @@ async def test_rolling_restarts_of_one_of_two_lose_no_call(url: str, m: mesh.Mes
     assert list(outcomes) == ["ok"], outcomes
 
 
-async def test_restart_of_the_only_instance_fails_calls_at_once_and_only_meanwhile(m: mesh.Mesh, caller: mesh.Mesh) -> None:
+async def test_restart_of_the_only_instance_fails_calls_only_meanwhile(m: mesh.Mesh, caller: mesh.Mesh) -> None:
     async with serving(m):
         await stub(caller).SayHello(request())
     began = time.monotonic()

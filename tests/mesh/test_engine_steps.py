@@ -156,7 +156,9 @@ async def test_same_key_on_another_method_is_another_step(m: mesh.Mesh) -> None:
         return b"two"
 
     server = mesh.Server(m)
-    methods = {name: grpc.unary_unary_rpc_method_handler(function) for name, function in (("One", one), ("Two", two))}
+    methods: dict[str, Any] = {
+        name: grpc.unary_unary_rpc_method_handler(function) for name, function in (("One", one), ("Two", two))
+    }
     server.add_registered_method_handlers("tests.Keys", methods)
     await server.start()
     block = wire.encode_request(user_metadata=[("mesh-run", "1")], key="k")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 from typing import Any
@@ -44,10 +45,8 @@ async def test_abort_reaches_the_caller_exactly(m: mesh.Mesh, code: grpc.StatusC
 
 async def test_what_follows_an_abort_changes_nothing(m: mesh.Mesh) -> None:
     async def handler(message: HelloRequest, context: Any) -> HelloResponse:
-        try:
+        with contextlib.suppress(Exception):
             await context.abort(Code.ABORTED, "first")
-        except Exception:  # noqa: BLE001
-            pass
         return await greet(message, context)
 
     async with serving(m, handler):
@@ -121,7 +120,7 @@ async def test_code_set_before_raising_is_kept(m: mesh.Mesh) -> None:
 
 async def test_generated_default_method_is_unimplemented(m: mesh.Mesh) -> None:
     server = mesh.Server(m)
-    add_HelloServiceServicer_to_server(HelloServiceServicer(), server)
+    add_HelloServiceServicer_to_server(HelloServiceServicer(), server)  # type: ignore[abstract]
     await server.start()
     error = await failure(stub(m).SayHello(request()))
     assert (error.code(), "Method not implemented!" in (error.details() or "")) == (Code.UNIMPLEMENTED, True)
@@ -219,7 +218,7 @@ class Synchronous(HelloServiceServicer):
         self.threads: set[int] = set()
         self.together = threading.Barrier(3, timeout=5)
 
-    def SayHello(self, message: HelloRequest, context: Any) -> HelloResponse:  # noqa: N802
+    def SayHello(self, message: HelloRequest, context: Any) -> HelloResponse:
         self.threads.add(threading.get_ident())
         if message.name == "abort":
             context.abort(Code.ABORTED, "sync", (("k", "v"),))
@@ -246,7 +245,8 @@ async def test_synchronous_servicer_runs_in_threads(m: mesh.Mesh) -> None:
     assert (await call).message == "sync x"
     assert list(await call.initial_metadata()) == [("i", "1")]
     error = await failure(stub(m).SayHello(request("abort")))
-    assert (error.code(), error.details(), list(error.trailing_metadata() or ())) == (Code.ABORTED, "sync", [("k", "v")])
+    assert (error.code(), error.details()) == (Code.ABORTED, "sync")
+    assert list(error.trailing_metadata() or ()) == [("k", "v")]
     await server.stop(1)
 
 
@@ -264,8 +264,8 @@ async def test_description_and_version_come_from_the_servicer(m: mesh.Mesh) -> N
         description = "said"
 
     server = mesh.Server(m, service_version="2.0.0")
-    add_HelloServiceServicer_to_server(Own(), server)
+    add_HelloServiceServicer_to_server(Own(), server)  # type: ignore[abstract]
     assert (server.services[0].info.description, server.services[0].info.version) == ("said", "1.2.3")
     server = mesh.Server(m)
-    add_HelloServiceServicer_to_server(HelloServiceServicer(), server)
+    add_HelloServiceServicer_to_server(HelloServiceServicer(), server)  # type: ignore[abstract]
     assert server.services[0].info.version == "0.0.0"
