@@ -134,3 +134,13 @@ def test_changelog_has_an_unreleased_section_on_top() -> None:
 def test_decisions_are_numbered_without_gaps() -> None:
     numbers = [int(p.name[:4]) for p in sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))]
     assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_rules_that_code_and_tests_cite_are_written_down() -> None:
+    cited: set[str] = set()
+    for folder in ("mesh", "engine", "services", "examples", "bench"):
+        for path in (ROOT / folder).rglob("*.py"):
+            cited |= set(re.findall(r"\b(?:[EM]-[A-H]\d+|H\d{1,2})\b", path.read_text()))
+    protocol, reference = ((ROOT / "docs" / name).read_text() for name in ("protocol.md", "reference.md"))
+    known = set(re.findall(r"\*\*([\w-]+)\*\*", protocol + reference))
+    assert cited - known == set()
