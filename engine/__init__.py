@@ -1,11 +1,11 @@
 """Durable workflows in plain asyncio, on NATS JetStream.
 
-    from engine import Context, workflow
+from engine import Context, workflow
 
-    @workflow
-    async def hello_workflow(ctx: Context, name: str) -> str:
-        reply = await HelloServiceStub(ctx.channel).SayHello(HelloRequest(name=name))
-        return reply.message
+@workflow
+async def hello_workflow(ctx: Context, name: str) -> str:
+    reply = await HelloServiceStub(ctx.channel).SayHello(HelloRequest(name=name))
+    return reply.message
 """
 
 from engine.client import Client, Description, Handle

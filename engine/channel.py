@@ -61,15 +61,18 @@ class DurableChannel(grpc.aio.Channel):  # type: ignore[misc]  # grpcio has no t
     stream_unary = unary_stream
     stream_stream = unary_stream
 
-    def issue(
-        self, method: "DurableMethod", request: values.Payload, timeout: Duration | None, metadata: Any
-    ) -> Step:
+    def issue(self, method: "DurableMethod", request: values.Payload, timeout: Duration | None, metadata: Any) -> Step:
         """Issue the step of one call."""
         response_type = getattr(method.decode, "__self__", None)
         return self._context.issue_call(
-            method.service, method.name, request, method.decode,
+            method.service,
+            method.name,
+            request,
+            method.decode,
             response_type=values.message_type(response_type) if _is_message(response_type) else "",
-            cluster=self._cluster, timeout=self._timeout if timeout is None else timeout, retry=self._retry,
+            cluster=self._cluster,
+            timeout=self._timeout if timeout is None else timeout,
+            retry=self._retry,
             metadata=metadata,
         )
 

@@ -92,9 +92,14 @@ class Context:
         full_name, cls = _resolve(service, method, request, response_type)
         payload = values.encode(request, f"the request of {service}.{method}")
         step = self.issue_call(
-            full_name, method, payload, cls.FromString if hasattr(cls, "FromString") else _decoder(cls),
+            full_name,
+            method,
+            payload,
+            cls.FromString if hasattr(cls, "FromString") else _decoder(cls),
             response_type=values.message_type(cls) if isinstance(cls, type) and issubclass(cls, Message) else "",
-            timeout=timeout, retry=retry, metadata=metadata,
+            timeout=timeout,
+            retry=retry,
+            metadata=metadata,
         )
         return cast(T, await step.future)
 
@@ -114,15 +119,19 @@ class Context:
         """Issue a durable call without awaiting it: what stubs stand on."""
         subject, name = _target(service, method, cluster)
         call = Call(
-            subject, request.data, request.type, response_type, decode,
-            CALL_TIMEOUT if timeout is None else seconds(timeout), retry or CALL_POLICY, tuple(metadata or ()),
+            subject,
+            request.data,
+            request.type,
+            response_type,
+            decode,
+            CALL_TIMEOUT if timeout is None else seconds(timeout),
+            retry or CALL_POLICY,
+            tuple(metadata or ()),
         )
         return self._steps.issue(Kind.CALL, name, journal.digest(Kind.CALL, subject.encode(), request.data), call=call)
 
     @overload
-    async def run(
-        self, name: str, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
-    ) -> T: ...
+    async def run(self, name: str, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T: ...
     @overload
     async def run(self, name: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T: ...
     async def run(self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -134,7 +143,7 @@ class Context:
         Raises StepFailedError, live and in replay alike, when it raised.
         """
         policy = kwargs.pop("retry", None) or RUN_POLICY
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str) or not name:  # type: ignore[redundant-expr]  # ctx.run(function) is a common slip
             raise InvalidNameError("step name", name, "a text that is not empty")
         body = Body(function, args, kwargs, policy, _return_type(function))
         step = self._steps.issue(Kind.RUN, name, journal.digest(Kind.RUN, name.encode()), body=body)
@@ -211,7 +220,7 @@ def _target(service: str, method: str, cluster: str | None) -> tuple[str, str]:
 
 def _return_type(function: Callable[..., Any]) -> Any:
     """What a function's result decodes to; Any where it does not say."""
-    target = function
+    target: Any = function
     if not inspect.isroutine(target):
         target = getattr(function, "func", None) or getattr(function, "__call__", function)  # noqa: B004  # its hints
     try:
@@ -236,7 +245,8 @@ def _resolve(service: str, method: str, request: Any, response_type: Any) -> tup
     if descriptor is None:
         if response_type is None or "." not in service:
             raise InvalidNameError(
-                "service", service,
+                "service",
+                service,
                 "no imported .proto near the request defines it: give the full name (package.Service) and response_type",
             )
         return service, response_type

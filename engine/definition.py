@@ -61,15 +61,11 @@ def _hints(function: Callable[..., Any]) -> tuple[Any, Any]:
 
 
 @overload
-def workflow(
-    function: Callable[[Any], Coroutine[Any, Any, ResultT]], /
-) -> Workflow[None, ResultT]: ...
+def workflow(function: Callable[[Any], Coroutine[Any, Any, ResultT]], /) -> Workflow[None, ResultT]: ...
 
 
 @overload
-def workflow(
-    function: Callable[[Any, InputT], Coroutine[Any, Any, ResultT]], /
-) -> Workflow[InputT, ResultT]: ...
+def workflow(function: Callable[[Any, InputT], Coroutine[Any, Any, ResultT]], /) -> Workflow[InputT, ResultT]: ...
 
 
 @overload
@@ -96,9 +92,7 @@ def workflow(
     def decorate(function: Callable[..., Any]) -> Workflow[Any, Any]:
         if not inspect.iscoroutinefunction(function):
             raise TypeError(f"a workflow is an async def function, not {function!r}")
-        parameters = [
-            p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD
-        ]
+        parameters = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
         required = [p for p in parameters if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
         if not parameters or len(required) > 2 or any(p.kind is p.KEYWORD_ONLY for p in required):
             raise TypeError(f"workflow {function.__qualname__} must take (ctx) or (ctx, input)")
@@ -118,9 +112,7 @@ class _Decorator(Protocol):
     """What `@workflow(…)` with options is: typed as `@workflow` is."""
 
     @overload
-    def __call__(
-        self, function: Callable[[Any], Coroutine[Any, Any, ResultT]], /
-    ) -> Workflow[None, ResultT]: ...
+    def __call__(self, function: Callable[[Any], Coroutine[Any, Any, ResultT]], /) -> Workflow[None, ResultT]: ...
     @overload
     def __call__(
         self, function: Callable[[Any, InputT], Coroutine[Any, Any, ResultT]], /

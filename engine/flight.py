@@ -24,7 +24,17 @@ class Flight:
     """One attempt of one step. `answer` is what should be stored in its slot: a service's direct copy, or what we wrote."""
 
     __slots__ = (
-        "_pause", "_timer", "answer", "attempt", "body", "is_sent", "is_writing", "look_at", "reason", "step", "undelivered",
+        "_pause",
+        "_timer",
+        "answer",
+        "attempt",
+        "body",
+        "is_sent",
+        "is_writing",
+        "look_at",
+        "reason",
+        "step",
+        "undelivered",
     )
 
     def __init__(self, step: Step, attempt: int) -> None:

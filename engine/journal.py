@@ -46,8 +46,17 @@ def read_entry(subject: str, data: bytes, block: bytes) -> Entry | None:
         found = header_block.parse(block)
         mark, type_ = found.get(Mark.HEADER, ""), found.get(TYPE_HEADER, "")
     return Entry(
-        int(field(block, b"Nats-Sequence")), parse_time(field(block, b"Nats-Time-Stamp")),
-        slot.step, slot.attempt, slot.kind, slot.digest, slot.name, mark, type_, data, block,
+        int(field(block, b"Nats-Sequence")),
+        parse_time(field(block, b"Nats-Time-Stamp")),
+        slot.step,
+        slot.attempt,
+        slot.kind,
+        slot.digest,
+        slot.name,
+        mark,
+        type_,
+        data,
+        block,
     )
 
 

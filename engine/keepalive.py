@@ -137,5 +137,7 @@ class Keepalive:
         self._warned = busy
         logger.warning(
             "workflow code of run %s has kept the event loop for over %.0f s: other runs wait. "
-            "Put blocking work into ctx.run(name, function, ...)", busy[0], BLOCKED_AFTER,
+            "Put blocking work into ctx.run(name, function, ...)",
+            busy[0],
+            BLOCKED_AFTER,
         )

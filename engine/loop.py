@@ -168,7 +168,12 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         return asyncio.Future(loop=self)
 
     def create_task(  # type: ignore[override]
-        self, coro: Coroutine[Any, Any, Any], *, name: object = None, context: contextvars.Context | None = None, **_: Any
+        self,
+        coro: Coroutine[Any, Any, Any],
+        *,
+        name: object = None,
+        context: contextvars.Context | None = None,
+        **_: Any,
     ) -> "asyncio.Task[Any]":
         """A task of this loop; always begins in the next turn of the drain, never eagerly."""
         if self._evicted:

@@ -179,7 +179,7 @@ class Call:
     decode: Callable[[bytes], Any]
     timeout: float
     policy: RetryPolicy
-    metadata: tuple[tuple[str, str], ...] = ()
+    metadata: tuple[tuple[str, str | bytes], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

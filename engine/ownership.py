@@ -17,7 +17,8 @@ from engine.flight import Flight
 from engine.model import Status, Step
 from engine.records import Record, Wait, fit_record, input_digest, record_headers
 from engine.replay import Outcome, describe_exception
-from engine.run import Final, Run
+from engine.host import Final
+from engine.run import Run
 from engine.store import PubAck
 from mesh import headers as header_block
 from mesh.errors import NotConnectedError
@@ -39,9 +40,15 @@ def new_record(run: Run, status: Status) -> Record:
     assert invocation is not None
     now = run.host.clock.now_ns()
     if previous is None:
-        previous = Record(invocation.id, invocation.workflow, status.value, started_ns=now, input_digest=input_digest(
-            invocation.workflow, invocation.partition_key, invocation.input_type, invocation.input
-        ))
+        previous = Record(
+            invocation.id,
+            invocation.workflow,
+            status.value,
+            started_ns=now,
+            input_digest=input_digest(
+                invocation.workflow, invocation.partition_key, invocation.input_type, invocation.input
+            ),
+        )
     return replace(
         previous,
         status=status.value,
@@ -65,8 +72,9 @@ def new_record(run: Run, status: Status) -> Record:
 
 def waits(run: Run) -> list[Wait]:
     """What the code waits for, as users see it."""
-    steps = run.replay.open_steps() if run.replay is not None else [flight.step for flight in run.flights.values()]
-    reasons = {number: flight.reason for number, flight in run.flights.items()}
+    flights = run.effects.flights.values()
+    steps = run.replay.open_steps() if run.replay is not None else [flight.step for flight in flights]
+    reasons = run.effects.reasons()
     return [
         Wait(step.kind, step.name, step.issued_ns, step.due_ns, reasons.get(step.number, ""), step.number)
         for step in steps[:MAX_WAITS]
@@ -132,7 +140,10 @@ async def suspend(run: Run) -> None:
         steps = replay.open_steps()
         if not unseen and not run.dropped and await _schedule(run, steps):
             record = replace(
-                new_record(run, Status.SUSPENDED), seen_seq=read.up_to, strikes=0, owner="",
+                new_record(run, Status.SUSPENDED),
+                seen_seq=read.up_to,
+                strikes=0,
+                owner="",
                 due_ns=min(step.due_ns for step in steps),
             )
             if await store.write_record(record, run.revision):
@@ -149,14 +160,15 @@ async def _schedule(run: Run, steps: list[Step]) -> bool:
     """Have the server fire the timers. One written again after it fired fires again, and its slot refuses that."""
     for step in steps:
         names = run.host.names
-        flight = run.flights.get(step.number) or Flight(step, step.attempt)
-        headers = header_block.encode([
-            ("Nats-Schedule", f"@at {rfc3339_nanos(step.due_ns)}"),
-            ("Nats-Schedule-Target", names.fired(run.id, run.incarnation, step.number)),
-            ("Mesh-Slot", run.slot(flight)),
-            ("Mesh-Workflow", run.workflow.name),
-            ("Mesh-Partition", str(run.command.partition)),
-        ])
+        headers = header_block.encode(
+            [
+                ("Nats-Schedule", f"@at {rfc3339_nanos(step.due_ns)}"),
+                ("Nats-Schedule-Target", names.fired(run.id, run.incarnation, step.number)),
+                ("Mesh-Slot", run.effects.slot(Flight(step, step.attempt))),
+                ("Mesh-Workflow", run.workflow.name),
+                ("Mesh-Partition", str(run.command.partition)),
+            ]
+        )
         ack = await run.host.store.publish(names.schedule(run.id, run.incarnation, step.number), b"", headers)
         if ack.error is not None:
             logger.error("run %s: its timer cannot be stored: %s", run.id, ack.error.description)

@@ -1,7 +1,7 @@
 """A processor: takes commands of its workflows, protects them, and drives their runs.
 
-    async with mesh.connect() as m:
-        await engine.Processor(m, [hello_workflow], max_concurrent=100, ack_wait=30).run()
+async with mesh.connect() as m:
+    await engine.Processor(m, [hello_workflow], max_concurrent=100, ack_wait=30).run()
 """
 
 import asyncio
@@ -142,11 +142,11 @@ class Processor:
         self.connection.on_state(self._on_state)
         for name in self.workflows:
             self._presence.append(self.connection.subscribe(self.names.here(name), self._present, queue="q"))
-            self._pullers.append(
-                Puller(self.connection, self.names.commands, name, self._on_command, self._room)
-            )
+            self._pullers.append(Puller(self.connection, self.names.commands, name, self._on_command, self._room))
         self._pullers.append(
-            Puller(self.connection, self.names.timers, self.names.timers_consumer, self.timers.deliver, self.timers.room)
+            Puller(
+                self.connection, self.names.timers, self.names.timers_consumer, self.timers.deliver, self.timers.room
+            )
         )
         await self._sample_clock()
         for puller in self._pullers:
@@ -163,14 +163,16 @@ class Processor:
             if run.invocation is None and not run.is_recorded:  # one being claimed is handed over when it is ours
                 self._hand_back(run.command)
                 run.drop("handed back: this processor stops")
-            elif not run.held and not run.is_busy():
+            elif not run.held and not run.effects.is_busy():
                 self.hand_over(run)
         self._check_idle()
         try:
             async with asyncio.timeout(self.grace):
                 await self._idle.wait()
         except TimeoutError:
-            logger.warning("%d runs still execute a step after %g s; others will go on with them", len(self.runs), self.grace)
+            logger.warning(
+                "%d runs still execute a step after %g s; others will go on with them", len(self.runs), self.grace
+            )
             for run in list(self.runs.values()):
                 self._hand_back(run.command)
                 run.drop("this processor stops")
@@ -236,7 +238,9 @@ class Processor:
         try:
             self.store.hand_back(command.ack, delay)
         except NotConnectedError:
-            logger.info("command of %s could not be handed back, and comes again after its ack_wait", command.invocation)
+            logger.info(
+                "command of %s could not be handed back, and comes again after its ack_wait", command.invocation
+            )
 
     def _present(self, _subject: str, reply: str, _data: bytes, _block: bytes) -> None:
         if reply:

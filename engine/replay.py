@@ -57,7 +57,7 @@ class Replay:
         self.fed_sequence = 0
         self._fresh: list[Step] = []
         self._main: asyncio.Task[Any] | None = None
-        self._loop = DeterministicLoop(self._set_timer)
+        self._loop = DeterministicLoop(self._set_timer)  # type: ignore[abstract]  # its methods are set one by one
         self._loop.set_time(self.now_ns / NANOS)
 
     # --- inputs ------------------------------------------------------------------------------------------------------------
@@ -115,10 +115,14 @@ class Replay:
         elif main.done():
             self.outcome = self._outcome(main)
         elif not any(step.is_open for step in self.steps):
-            self.outcome = Outcome(failure=describe_exception(ForeignAwaitError(
-                "the workflow waits for something that no step of it can bring about: await steps, "
-                "and put real I/O into ctx.run(name, function, ...)"
-            )))
+            self.outcome = Outcome(
+                failure=describe_exception(
+                    ForeignAwaitError(
+                        "the workflow waits for something that no step of it can bring about: await steps, "
+                        "and put real I/O into ctx.run(name, function, ...)"
+                    )
+                )
+            )
 
     def _outcome(self, main: "asyncio.Task[Any]") -> Outcome:
         try:
@@ -169,9 +173,12 @@ class Replay:
             try:
                 value = call.decode(entry.data)
             except Exception as error:  # the service's bytes; whatever its decoder says, the step has failed
-                return self._fail(step, Failure(
-                    "INTERNAL", f"the reply is not a valid {call.response_type or 'message'}: {error}", "INTERNAL"
-                ))
+                return self._fail(
+                    step,
+                    Failure(
+                        "INTERNAL", f"the reply is not a valid {call.response_type or 'message'}: {error}", "INTERNAL"
+                    ),
+                )
             step.future.set_result(value)
             return True
         failure = journal.answer_failure(outcome, entry.headers)
@@ -203,12 +210,22 @@ class Replay:
         attempts = step.attempt = failure.attempts or step.attempt
         step.decided = True
         step.failure = Failure(
-            failure.type, failure.message, failure.code, failure.traceback, step.number, step.name, attempts,
+            failure.type,
+            failure.message,
+            failure.code,
+            failure.traceback,
+            step.number,
+            step.name,
+            attempts,
             failure.details,
         )
         if step.kind == Kind.CALL:
             error: StepFailedError = CallFailedError(
-                step.number, step.name, _code(failure.code), failure.message, attempts=attempts,
+                step.number,
+                step.name,
+                _code(failure.code),
+                failure.message,
+                attempts=attempts,
                 trailing_metadata=journal.trailing_metadata(failure),
             )
         else:
@@ -220,9 +237,7 @@ class Replay:
 
     def issue(self, kind: str, name: str, digest: str, *, call: Call | None = None, body: Body | None = None) -> Step:
         """The next step, in order of issue; its future is what the code awaits."""
-        step = Step(
-            len(self.steps), kind, name, digest, self.now_ns, self._loop.create_future(), call=call, body=body
-        )
+        step = Step(len(self.steps), kind, name, digest, self.now_ns, self._loop.create_future(), call=call, body=body)
         self.steps.append(step)
         self._fresh.append(step)
         return step
@@ -230,8 +245,13 @@ class Replay:
     def _set_timer(self, handle: Handle) -> None:
         delay_us = round((handle.when() - self._loop.time()) * 1e6)
         step = Step(
-            len(self.steps), Kind.SLEEP, f"{delay_us / 1e6:g}s", journal.digest(Kind.SLEEP, b"%d" % delay_us),
-            self.now_ns, handle, due_ns=self.now_ns + delay_us * 1000,
+            len(self.steps),
+            Kind.SLEEP,
+            f"{delay_us / 1e6:g}s",
+            journal.digest(Kind.SLEEP, b"%d" % delay_us),
+            self.now_ns,
+            handle,
+            due_ns=self.now_ns + delay_us * 1000,
         )
         self.steps.append(step)
         self._fresh.append(step)

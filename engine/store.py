@@ -7,7 +7,7 @@ it the same write: a slot is write-once, a record is compared and set under a ra
 import asyncio
 import random
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -130,9 +130,7 @@ class Store:
             answered,
         )
 
-    def fetch_journal(
-        self, shard: int, filters: Sequence[str], done: Callable[[Read | None], None]
-    ) -> int:
+    def fetch_journal(self, shard: int, filters: Sequence[str], done: Callable[[Read | None], None]) -> int:
         """Read slots, complete up to the sequence told; None is told where the shard did not answer as it should."""
         entries: list[Entry] = []
         token = 0
@@ -190,7 +188,7 @@ class Store:
         async for _ in _backoff():
             future: asyncio.Future[Read | None] = asyncio.get_running_loop().create_future()
             try:
-                token = self.fetch_journal(shard, [f"{slots}.>"], lambda read: future.done() or future.set_result(read))
+                token = self.fetch_journal(shard, [f"{slots}.>"], _into(future))
             except NotConnectedError:
                 continue
             try:
@@ -210,7 +208,7 @@ class Store:
         """A journal of more subjects than one answer holds: page by page, complete to where the stream was before the first."""
         future: asyncio.Future[Read | None] = asyncio.get_running_loop().create_future()
         try:
-            self.fetch_journal(shard, [], lambda read: future.done() or future.set_result(read))
+            self.fetch_journal(shard, [], _into(future))
             async with asyncio.timeout(READ_TIMEOUT):
                 anchor = await future
             if anchor is None:
@@ -274,7 +272,8 @@ class Store:
             if ack.error.err_code == REFUSED:
                 raise StoreError(
                     f"bucket {self.names.execution_bucket} is full ({ack.error.description}): raise its max_bytes or purge "
-                    "finished runs", self.names.execution_bucket,
+                    "finished runs",
+                    self.names.execution_bucket,
                 )
             unknown = True
         raise AssertionError  # _backoff never ends
@@ -327,6 +326,14 @@ class Store:
         raise AssertionError  # _backoff never ends
 
 
+def _into(future: "asyncio.Future[Read | None]") -> Callable[[Read | None], None]:
+    def answered(read: Read | None) -> None:
+        if not future.done():
+            future.set_result(read)
+
+    return answered
+
+
 def read_ack(data: bytes, block: bytes) -> PubAck:
     """JetStream's answer to a publish, whatever it looks like."""
     if block and header_block.is_no_responders(block):
@@ -366,7 +373,7 @@ def _is_unavailable(data: bytes) -> bool:
     return error is not None and error.code in (503, 500) and error.err_code != STREAM_NOT_FOUND
 
 
-async def _backoff(first: float = 0.05, most: float = 2.0):  # type: ignore[no-untyped-def]
+async def _backoff(first: float = 0.05, most: float = 2.0) -> AsyncIterator[None]:
     """Turns with growing pauses between them, for ever: the caller's task is cancelled with its run or its processor."""
     pause = first
     while True:

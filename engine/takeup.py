@@ -13,7 +13,8 @@ from engine.delivered import DeliveredCommand
 from engine.errors import PoisonError
 from engine.model import Failure, Invocation, Status
 from engine.records import Record
-from engine.run import Host, Run
+from engine.host import Host
+from engine.run import Run
 from engine.store import Read, Stored
 
 logger = logging.getLogger("engine.takeup")
@@ -97,9 +98,7 @@ class TakeUp:
             return read
         run.contested = True
         run.number = run.attempts = 2
-        record = replace(
-            self._new_record(), strikes=0 if read.entries else 1, claim_seq=read.up_to
-        )
+        record = replace(self._new_record(), strikes=0 if read.entries else 1, claim_seq=read.up_to)
         return await self._claimed(record, creating=True)
 
     async def _take_over(self, record: Record) -> Read | None:
@@ -143,8 +142,15 @@ class TakeUp:
         )
         now = host.clock.now_ns()
         parked = replace(
-            record, status=Status.FAILED.value, run=record.run + 1, owner="", strikes=strikes, completed_ns=now,
-            updated_ns=now, error=Failure(type(error).__qualname__, str(error), attempts=strikes), waiting_on=(),
+            record,
+            status=Status.FAILED.value,
+            run=record.run + 1,
+            owner="",
+            strikes=strikes,
+            completed_ns=now,
+            updated_ns=now,
+            error=Failure(type(error).__qualname__, str(error), attempts=strikes),
+            waiting_on=(),
         )
         if await host.store.write_record(parked, run.revision):
             run.let_go(acknowledge=True)  # recorded, so the command is needless
@@ -160,14 +166,27 @@ def is_first(command: DeliveredCommand, stored: Stored, read: Read) -> bool:
 def fresh_invocation(command: DeliveredCommand) -> Invocation:
     """The invocation as its first command says it."""
     return Invocation(
-        command.invocation, command.incarnation, command.workflow, command.input, command.input_type,
-        command.time_ns, command.time_ns, command.partition_key,
+        command.invocation,
+        command.incarnation,
+        command.workflow,
+        command.input,
+        command.input_type,
+        command.time_ns,
+        command.time_ns,
+        command.partition_key,
     )
 
 
 def recorded_invocation(record: Record) -> Invocation:
     """The invocation as its record says it: commands that wake carry no input."""
     return Invocation(
-        record.invocation_id, record.incarnation, record.workflow, record.input, record.input_type,
-        record.created_ns, record.created_ns, record.partition_key, record.parent_id,
+        record.invocation_id,
+        record.incarnation,
+        record.workflow,
+        record.input,
+        record.input_type,
+        record.created_ns,
+        record.created_ns,
+        record.partition_key,
+        record.parent_id,
     )

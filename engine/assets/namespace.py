@@ -21,6 +21,8 @@ MIN_SERVER = (2, 15, 1)
 """Earlier ones lose or double messages that must not be (message schedules, synced writes, per-subject discard)."""
 CLUSTER_PATIENCE = 5.0
 """Seconds to wait for servers of a cluster that is starting, before fewer replicas are asked for."""
+ROOM_ATTEMPTS = 10
+"""Times to ask for the room of a stream, a tenth of a second apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,7 @@ class Assets:
     api: Api
     names: Names
     replicas: int
+    room: int = settings.ROOM
     may_create: bool = True
     may_update: bool = False
 
@@ -61,7 +64,8 @@ class Assets:
             found = await _begin_namespace(api, place, create, _wanted_replicas(replicas, bool(cluster)))
             complete = True
         names = settings.read_names(place, found)
-        assets = cls(api, names, replicas or int(found["num_replicas"]), create, update)
+        room = settings.read_room(found)
+        assets = cls(api, names, replicas or int(found["num_replicas"]), room, create, update)
         if complete:
             await assets.complete()
         return assets
@@ -71,7 +75,7 @@ class Assets:
 
         What this user may not look at is taken to be right. Raises as `open`.
         """
-        await asyncio.gather(*map(self._ensure, settings.all_configs(self.names, self.replicas)))
+        await asyncio.gather(*map(self._ensure, settings.all_configs(self.names, self.replicas, self.room)))
         await asyncio.gather(*map(self._ensure_anchor, range(self.names.shards)))
 
     async def _ensure(self, config: dict[str, Any]) -> None:
@@ -158,20 +162,39 @@ def _wanted_replicas(replicas: int | None, clustered: bool) -> list[int]:
 
 
 async def _begin_namespace(api: Api, place: Names, create: bool, replicas: list[int]) -> dict[str, Any]:
-    """Create EXECUTION_STATE, which decides about the rest; or adopt what another process has just created."""
+    """Create EXECUTION_STATE, which decides about the rest; or adopt what another process has just created.
+
+    It is created with the room of the whole namespace, and gives back what is for the others: so what there is room
+    for is known at once, and the same for all who come.
+    """
     patience = time.monotonic() + CLUSTER_PATIENCE
-    counts = iter(replicas)
-    count = next(counts)
+    counts, room = list(replicas), settings.ROOM
     while True:
-        names = Names(place.namespace, place.cluster, settings.SHARDS if count == 1 else 1)
+        names = Names(place.namespace, place.cluster, settings.SHARDS if counts[0] == 1 else 1)
+        config = settings.execution_config(names, counts[0], room)
         try:
-            return await _create(api, settings.execution_config(names, count), create)
+            found = await _create(api, settings.reserving(config), create)
         except ApiError as error:
-            if error.err_code not in TOO_MANY_REPLICAS or count == replicas[-1]:
+            if error.err_code == NO_ROOM and room // 4 >= settings.MIN_ROOM:
+                room //= 4
+            elif error.err_code not in TOO_MANY_REPLICAS or len(counts) == 1:
                 raise
-            if error.err_code != NO_PEERS or time.monotonic() > patience:
-                count = next(counts)
-        await asyncio.sleep(0.1)
+            elif error.err_code != NO_PEERS or time.monotonic() > patience:
+                del counts[0]
+            else:
+                await asyncio.sleep(0.1)
+        else:
+            settings.check_ours(config, found)
+            return await _give_room_back(api, found)
+
+
+async def _give_room_back(api: Api, found: dict[str, Any]) -> dict[str, Any]:
+    """EXECUTION_STATE after it has let go of what it only reserved for the others."""
+    room = settings.read_room(found)
+    if found["max_bytes"] != room:
+        return found
+    smaller = found | {"max_bytes": room * 2 // 5}
+    return dict((await api.call(f"STREAM.UPDATE.{found['name']}", smaller))["config"])
 
 
 async def _create(api: Api, config: dict[str, Any], allowed: bool) -> dict[str, Any]:
@@ -181,7 +204,7 @@ async def _create(api: Api, config: dict[str, Any], allowed: bool) -> dict[str, 
     if not allowed:
         raise missing
     try:
-        return await _create_fitting(api, config)
+        return await _create_with_room(api, config)
     except PermissionDeniedError as error:
         raise missing from error
     except ApiError as error:
@@ -194,19 +217,19 @@ async def _create(api: Api, config: dict[str, Any], allowed: bool) -> dict[str, 
         raise
 
 
-async def _create_fitting(api: Api, config: dict[str, Any]) -> dict[str, Any]:
-    """Create a stream as large as there is room for: the server reserves `max_bytes` at once."""
-    while True:
+async def _create_with_room(api: Api, config: dict[str, Any]) -> dict[str, Any]:
+    """Create a stream; wait a moment where another one still holds the room of all."""
+    for attempt in range(ROOM_ATTEMPTS):
         try:
             created = dict((await api.call(f"STREAM.CREATE.{config['name']}", config))["config"])
         except ApiError as error:
-            size = config.get("max_bytes", 0) // 4
-            if error.err_code != NO_ROOM or size < settings.MIN_BYTES:
+            if error.err_code != NO_ROOM or attempt == ROOM_ATTEMPTS - 1:
                 raise
-            config = config | {"max_bytes": size}
+            await asyncio.sleep(0.1)
         else:
             logger.info("created %s", config["name"])
             return created
+    raise AssertionError("no attempt was made")
 
 
 def _token(text: str) -> str:

@@ -17,56 +17,59 @@ ASSET = "mesh.asset"
 NAMESPACE = "mesh.namespace"
 CLUSTER = "mesh.cluster"
 SHARD_COUNT = "mesh.shards"
+ROOM_BYTES = "mesh.room"
 CONSUMER = "consumer"
 """What `mesh.asset` says of a consumer."""
 
 TUNABLE = frozenset({"name", "metadata", "description", "max_bytes", "num_replicas", "duplicate_window"})
 """Settings that an operator may choose freely; all others of ours have to be as they are here."""
-MIN_BYTES = 16 << 20
-"""Less room than this for a stream is none."""
+ROOM = 20 << 30
+"""Bytes on each server that a namespace reserves where there is as much; else a quarter of it, and so on. Each stream
+gets a share as its `max_bytes`, so that a full store refuses new work and is never a full disk."""
+MIN_ROOM = 64 << 20
+"""Less than this is no room."""
 
-_GIB = 1 << 30
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _DUPLICATES = 120 * 1_000_000_000
 _JOURNAL_DUPLICATES = 100 * 1_000_000
 
 
-def all_configs(names: Names, replicas: int) -> Iterator[dict[str, Any]]:
+def all_configs(names: Names, replicas: int, room: int = ROOM) -> Iterator[dict[str, Any]]:
     """Every stream of a namespace, EXECUTION_STATE first."""
-    yield execution_config(names, replicas)
-    yield workflow_config(names, replicas)
-    yield commands_config(names, replicas)
+    yield execution_config(names, replicas, room)
+    yield workflow_config(names, replicas, room)
+    yield commands_config(names, replicas, room)
     yield timers_config(names, replicas)
     for shard in range(names.shards):
-        yield journal_config(names, replicas, shard)
+        yield journal_config(names, replicas, room, shard)
 
 
-def execution_config(names: Names, replicas: int) -> dict[str, Any]:
+def execution_config(names: Names, replicas: int, room: int) -> dict[str, Any]:
     """EXECUTION_STATE: a key-value bucket (ADR-8), so that `nats kv get` reads it, written by compare-and-set only."""
     return _bucket(
         names,
         "EXECUTION_STATE",
         replicas,
         {
-            "max_bytes": 8 * _GIB,
+            "max_bytes": room * 2 // 5,
             # Whoever waits for a result gets the record itself, after it is stored: nobody polls.
             "republish": {"src": f"$KV.{names.execution_bucket}.>", "dest": names.done("") + ">"},
-            "metadata": {SHARD_COUNT: str(names.shards), CLUSTER: names.cluster},
+            "metadata": {SHARD_COUNT: str(names.shards), CLUSTER: names.cluster, ROOM_BYTES: str(room)},
         },
     )
 
 
-def workflow_config(names: Names, replicas: int) -> dict[str, Any]:
+def workflow_config(names: Names, replicas: int, room: int) -> dict[str, Any]:
     """WORKFLOW_STATE: the state of keyed workflows, by compare-and-set as well."""
-    return _bucket(names, "WORKFLOW_STATE", replicas, {"max_bytes": 2 * _GIB})
+    return _bucket(names, "WORKFLOW_STATE", replicas, {"max_bytes": room // 10})
 
 
-def commands_config(names: Names, replicas: int) -> dict[str, Any]:
+def commands_config(names: Names, replicas: int, room: int) -> dict[str, Any]:
     """COMMANDS: the work queue that feeds the processors. Never sharded: that an id is unique is checked here."""
     settings = {
         "subjects": [f"{names.prefix}.cmd.>"],
         "retention": "workqueue",
-        "max_bytes": 2 * _GIB,
+        "max_bytes": room // 10,
         # A full queue refuses new work; it never drops what it has accepted.
         "discard": "new",
         # A command that comes twice (an acknowledgement was lost) is one command.
@@ -94,7 +97,7 @@ def timers_config(names: Names, replicas: int) -> dict[str, Any]:
     return _stream(names, "TIMERS", names.timers, replicas, settings)
 
 
-def journal_config(names: Names, replicas: int, shard: int) -> dict[str, Any]:
+def journal_config(names: Names, replicas: int, room: int, shard: int) -> dict[str, Any]:
     """A shard of JOURNAL: write-once slots that services' replies fall into, and controls beside them."""
     place = f"{names.cluster}.{shard}"
     settings = {
@@ -104,7 +107,7 @@ def journal_config(names: Names, replicas: int, shard: int) -> dict[str, Any]:
         "max_msgs_per_subject": 1,
         "discard": "new",
         "discard_new_per_subject": True,
-        "max_bytes": 8 * _GIB // names.shards,
+        "max_bytes": room * 2 // 5 // names.shards,
         # What is recorded is only ever purged, a whole run at a time.
         "deny_delete": True,
         # A service chooses the headers of its reply, which is stored as it is: with roll-ups allowed, one reply header
@@ -179,12 +182,23 @@ def _consumer(names: Names, name: str, subject: str, ack_wait: float) -> dict[st
 
 def read_names(place: Names, found: dict[str, Any]) -> Names:
     """What the metadata of EXECUTION_STATE says about its namespace. Raises StoreError where that is no sense."""
-    check_ours(execution_config(place, 1), found)
+    check_ours(execution_config(place, 1, ROOM), found)
     metadata = found["metadata"]
     shards, cluster = str(metadata.get(SHARD_COUNT, "")), str(metadata.get(CLUSTER, ""))
     if not shards.isdigit() or not 1 <= int(shards) <= MAX_SHARDS or not _TOKEN.fullmatch(cluster):
         raise StoreError(f"the metadata of {found['name']} makes no sense: {metadata}", found["name"])
     return Names(place.namespace, cluster, int(shards))
+
+
+def reserving(config: dict[str, Any]) -> dict[str, Any]:
+    """EXECUTION_STATE with the whole room of its namespace: whether there is as much is known before anything else."""
+    return config | {"max_bytes": int(config["metadata"][ROOM_BYTES])}
+
+
+def read_room(found: dict[str, Any]) -> int:
+    """The room of a namespace."""
+    room = str(found["metadata"].get(ROOM_BYTES, ""))
+    return int(room) if room.isdigit() else ROOM
 
 
 def check_ours(config: dict[str, Any], found: dict[str, Any]) -> None:
