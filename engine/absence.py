@@ -1,6 +1,7 @@
 """Services that nobody serves at present: one probe a subject notices their return, however many runs wait.
 
-The probe is a real request of one of the waiting attempts. It costs nothing while nobody listens, since the server says so at once.
+The probe is a real request of one of the waiting attempts. It costs nothing while nobody listens, since the server
+says so at once.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
-"""`ctx.channel`: the surface of `grpc.aio.Channel` made durable. A generated stub on it makes durable calls, unchanged."""
+"""`ctx.channel`: the surface of `grpc.aio.Channel` made durable, so that unchanged stubs make durable calls."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Never
+from collections.abc import Callable
+from typing import Any, Never, Self
 
 import grpc
 import grpc.aio
@@ -16,7 +16,7 @@ from mesh import subjects
 _STREAMS = "durable calls are unary: read a stream inside ctx.run(name, function, ...), with a stub on a mesh channel"
 
 
-class DurableChannel(grpc.aio.Channel):  # type: ignore[misc]  # grpcio has no types
+class DurableChannel(grpc.aio.Channel):
     """Calls by subject whose answers are recorded. `with_options` sets what stubs cannot say."""
 
     def __init__(
@@ -54,7 +54,7 @@ class DurableChannel(grpc.aio.Channel):  # type: ignore[misc]  # grpcio has no t
         service, name = subjects.split_method(method)
         return DurableMethod(self, service, name, request_serializer, response_deserializer or bytes)
 
-    def unary_stream(self, *_args: Any, **_kwargs: Any) -> "_NoStreams":
+    def unary_stream(self, *_args: Any, **_kwargs: Any) -> Any:
         """Streams have no place in a journal; calling one raises."""
         return _NoStreams()
 
@@ -76,7 +76,7 @@ class DurableChannel(grpc.aio.Channel):  # type: ignore[misc]  # grpcio has no t
             metadata=metadata,
         )
 
-    async def __aenter__(self) -> "DurableChannel":
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
@@ -101,7 +101,7 @@ class _NoStreams:
         raise NotImplementedError(_STREAMS)
 
 
-class DurableMethod(grpc.aio.UnaryUnaryMultiCallable):  # type: ignore[misc]  # grpcio has no types
+class DurableMethod(grpc.aio.UnaryUnaryMultiCallable[Any, Any]):
     """One method of a stub on a durable channel."""
 
     def __init__(
@@ -123,7 +123,7 @@ class DurableMethod(grpc.aio.UnaryUnaryMultiCallable):  # type: ignore[misc]  # 
         request: Any,
         *,
         timeout: float | None = None,
-        metadata: Sequence[tuple[str, str | bytes]] | None = None,
+        metadata: Any = None,
         credentials: object = None,
         wait_for_ready: bool | None = None,
         compression: object = None,
@@ -138,7 +138,7 @@ class DurableMethod(grpc.aio.UnaryUnaryMultiCallable):  # type: ignore[misc]  # 
         return DurableCall(self._channel.issue(self, payload, timeout, metadata))
 
 
-class DurableCall(grpc.aio.UnaryUnaryCall):  # type: ignore[misc]  # grpcio has no types
+class DurableCall(grpc.aio.UnaryUnaryCall[Any, Any]):
     """A call that was issued; awaitable more than once."""
 
     def __init__(self, step: Step) -> None:

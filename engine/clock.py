@@ -11,15 +11,16 @@ WINDOW = 60.0
 
 
 def elapsed() -> float:
-    """Seconds that go on while the machine sleeps: a lease is counted in them. (Where there is no such clock: monotonic.)"""
+    """Seconds that go on while the machine sleeps, where there is such a clock: a lease is counted in them."""
     return time.clock_gettime(_BOOT) if _BOOT is not None else time.monotonic()
 
 
 class ServerClock:
     """The server's time, never ahead of it.
 
-    Each time stamp that comes from the server is a sample: when it arrived, the server's clock showed at least that. The greatest
-    offset of the last minute is the best lower bound, so a timer counted by it is never early, by the server's own clock.
+    Each time stamp that comes from the server is a sample: when it arrived, the server's clock showed at least that.
+    The greatest offset of the last minute is the best lower bound, so a timer counted by it is never early, by the
+    server's own clock.
     """
 
     def __init__(self) -> None:

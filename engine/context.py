@@ -135,10 +135,11 @@ class Context:
     @overload
     async def run(self, name: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T: ...
     async def run(self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Execute a side effect and record what it returns; a step. An `async def` runs in the processor's loop, a `def` in a thread.
+        """Execute a side effect and record what it returns; a step. An `async def` runs in the processor's loop, a
+        `def` in a thread.
 
-        It runs again only if its processor died before the result was stored. One attempt, unless `retry=RetryPolicy(...)`
-        is given, which is not passed on to the function.
+        It runs again only if its processor died before the result was stored. One attempt, unless
+        `retry=RetryPolicy(...)` is given, which is not passed on to the function.
 
         Raises StepFailedError, live and in replay alike, when it raised.
         """
@@ -181,7 +182,7 @@ class Context:
 
     @property
     def attempt(self) -> int:
-        """How often the run was taken up after a processor was lost, from 1. For logs: code that branches on it is a mismatch."""
+        """How often the run was taken up after a processor was lost, from 1. For logs: no code may branch on it."""
         return self._steps.attempt
 
     @property
@@ -225,7 +226,7 @@ def _return_type(function: Callable[..., Any]) -> Any:
         target = getattr(function, "func", None) or getattr(function, "__call__", function)  # noqa: B004  # its hints
     try:
         return typing.get_type_hints(target).get("return", Any)
-    except Exception:  # hints are the user's code; without them a result decodes to builtins
+    except Exception:  # noqa: BLE001  # hints are the user's code; without them a result decodes to builtins
         return Any
 
 
@@ -247,7 +248,7 @@ def _resolve(service: str, method: str, request: Any, response_type: Any) -> tup
             raise InvalidNameError(
                 "service",
                 service,
-                "no imported .proto near the request defines it: give the full name (package.Service) and response_type",
+                "no .proto imported near the request defines it: give package.Service and response_type",
             )
         return service, response_type
     found = descriptor.methods_by_name.get(method)

@@ -1,7 +1,9 @@
-"""What the steps of a run do outside: requests sent, functions run, timers armed, slots written, and all of it looked after.
+"""What the steps of a run do outside: requests sent, functions run, timers armed, slots written, and all of it looked
+after.
 
-A call's reply subject is its slot, so its answer is the journal entry. Everything else is written to its slot by us. Whoever was
-first with a slot, what stands in it counts; nothing here tells the code anything but by way of the journal.
+A call's reply subject is its slot, so its answer is the journal entry. Everything else is written to its slot by us.
+Whoever was first with a slot, what stands in it counts; nothing here tells the code anything but by way of the
+journal.
 """
 
 import asyncio
@@ -109,6 +111,7 @@ class Effects:
     # --- one step
 
     def on_direct_copy(self, subject: str, data: bytes, block: bytes) -> None:
+        """What was sent to a slot, before it is stored: the server's "nobody listens", or an answer."""
         step, _, rest = subject[self._slots_end :].partition(".")
         flight = self.flights.get(int(step))
         if flight is None or flight.is_writing or int(rest.partition(".")[0]) != flight.attempt:
@@ -120,6 +123,7 @@ class Effects:
             flight.look_at = min(flight.look_at, self._time() + REPAIR_AFTER)
 
     def perform(self, step: Step) -> None:
+        """Begin the step's present attempt."""
         flight = self.flights[step.number] = Flight(step, step.attempt)
         if step.giving_up is not None:
             self._write(flight, Mark.GAVE_UP, failure_to_bytes(step.giving_up))
@@ -164,7 +168,7 @@ class Effects:
         self.close_attempt(flight, Mark.TIMEOUT, failure)
 
     def close_attempt(self, flight: Flight, mark: str, failure: Failure) -> None:
-        """Fill a failed attempt's slot before the next one goes out (H15); as the last word where there is no next one."""
+        """Fill a failed attempt's slot before the next one goes out; with the last word where there is none."""
         if is_last_attempt(flight.step, self._host.clock.now_ns()) or not _is_retried(flight.step, failure):
             mark = Mark.GAVE_UP
         self._write(flight, mark, failure_to_bytes(failure))
@@ -192,7 +196,7 @@ class Effects:
         self._send(flight)
         return True
 
-    # --- timers and bodies -------------------------------------------------------------------------------------------------------
+    # --- timers and bodies
 
     def _arm(self, flight: Flight) -> None:
         """A timer in memory; never early by the server's clock."""
@@ -229,9 +233,10 @@ class Effects:
         last = final or is_last_attempt(flight.step, self._host.clock.now_ns())
         self._write(flight, Mark.GAVE_UP if last else Mark.ERROR, failure_to_bytes(failure))
 
-    # --- slots that the owner writes ----------------------------------------------------------------------------------------------
+    # --- slots that the owner writes
 
     def slot(self, flight: Flight) -> str:
+        """The subject of a flight's slot."""
         step = flight.step
         return names.slot_subject(
             self._run.slots, step.number, flight.attempt, step.kind, step.digest, names.encode_name(step.name)
@@ -269,7 +274,7 @@ class Effects:
             )
 
     def _look_after(self, flight: Flight, now: float) -> None:
-        """Something should be stored by now: repair what was answered and not stored, look for what was stored and not seen."""
+        """It should be stored by now: store what was answered, look for what was not seen."""
         flight.looked(now, MAX_LOOK_PAUSE)
         if flight.answer is not None and not self._run.is_still:
             data, block = flight.answer

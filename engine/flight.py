@@ -21,7 +21,7 @@ class _Run(Protocol):
 
 
 class Flight:
-    """One attempt of one step. `answer` is what should be stored in its slot: a service's direct copy, or what we wrote."""
+    """One attempt of one step; `answer` is what its slot should hold: a service's direct copy, or what we wrote."""
 
     __slots__ = (
         "_pause",
@@ -112,7 +112,8 @@ class Flight:
 
 
 def request_headers(run: _Run, step: Step, call: Call) -> bytes:
-    """The headers of a durable call: the step's key (equal in all attempts), the run number (the fencing token), the time left.
+    """The headers of a durable call: the step's key (equal in all attempts), the run number (the fencing token), the
+    time left.
 
     Never `Nats-Msg-Id` or anything else that a service could echo to the store's harm.
     """

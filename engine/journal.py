@@ -1,7 +1,7 @@
 """The journal of a run: slots, entries, digests and what an entry means. Pure.
 
-A slot is written once: by the service whose answer it is, or by the run's owner. What decides a step is the first success,
-terminal failure or "gave up" in attempt order, so a late answer changes nothing.
+A slot is written once: by the service whose answer it is, or by the run's owner. What decides a step is the first
+success, terminal failure or "gave up" in attempt order, so a late answer changes nothing.
 """
 
 from collections.abc import Callable, Iterable
@@ -75,7 +75,7 @@ def entry_headers(mark: str, content_type: str = "") -> bytes:
 
 
 def safe_headers(block: bytes) -> bytes:
-    """Of an answer's headers those that may be stored: an allow-list, since JetStream obeys headers that a service chooses."""
+    """Of an answer's headers those that may be stored: JetStream obeys some, and a service chooses them."""
     kept = (
         (key, value)
         for key, value in header_block.parse(block).items()

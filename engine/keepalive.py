@@ -1,9 +1,10 @@
 """The thread that keeps held commands from being delivered again, and says for how long this processor may act.
 
-User code that blocks the event loop must not cost a run its protection, so in-progress acks go from a thread with a connection of
-its own. Each answered round proves that the connection lived at the time it was *sent*; for two thirds of `ack_wait` after that no
-other processor can have been given our commands. Past it the lease is over until the next answered round (`is_alive`), and whatever
-is held must be claimed again first: an answered in-progress ack alone proves no ownership.
+User code that blocks the event loop must not cost a run its protection, so in-progress acks go from a thread with a
+connection of its own. Each answered round proves that the connection lived at the time it was *sent*; for two thirds
+of `ack_wait` after that no other processor can have been given our commands. Past it the lease is over until the next
+answered round (`is_alive`), and whatever is held must be claimed again first: an answered in-progress ack alone
+proves no ownership.
 """
 
 import asyncio

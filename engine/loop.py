@@ -1,13 +1,14 @@
 """A deterministic asyncio event loop for one run of a workflow. Pure: no thread, socket or clock.
 
-The ready queue is drained to quiescence after every input, so the order of everything that happens inside depends on the order
-of inputs and nothing else. Time stands still between inputs: `time()` is the server time of the newest one. A timer is not fired
-by a clock but by an input. Whatever would reach outside (sockets, threads, processes, signals) raises ForeignAwaitError and
-is remembered, so that a run fails loudly even where its code swallows the exception.
+The ready queue is drained to quiescence after every input, so the order of everything that happens inside depends on
+the order of inputs and nothing else. Time stands still between inputs: `time()` is the server time of the newest one.
+A timer is not fired by a clock but by an input. Whatever would reach outside (sockets, threads, processes, signals)
+raises ForeignAwaitError and is remembered, so that a run fails loudly even where its code swallows the exception.
 """
 
 import asyncio
 import contextvars
+import math
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Never
@@ -15,14 +16,14 @@ from typing import Any, Never
 from engine.errors import ForeignAwaitError
 
 _swap_current_task: Callable[[Any, Any], Any] | None = getattr(asyncio.tasks, "_swap_current_task", None)
-"""From 3.12 on: from 3.14 a thread has one current task, so that of the loop around us is put aside while we run."""
+"""From 3.12 on. From 3.14 a thread has one current task, so that of the loop around us is put aside while we run."""
 
 _MAX_CLOSE_ROUNDS = 8
 """How often a coroutine that awaits in its `finally` is told again to end."""
 
 
 class EvictedError(BaseException):
-    """Raised where code that is being put away tries another step: frames are leaving memory, nothing may happen any more."""
+    """Raised where code that is being put away tries another step: its frames leave memory, nothing may happen."""
 
 
 class Handle:
@@ -69,7 +70,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         self.foreign: ForeignAwaitError | None = None
         self.unhandled: BaseException | None = None
 
-    # --- driving it -----------------------------------------------------------------------------------------------------
+    # --- driving it
 
     def set_time(self, now: float) -> None:
         """Move the clock; it never goes back."""
@@ -101,7 +102,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
                 handle._context.run(handle._callback, *handle._args)
         except EvictedError:
             pass
-        except BaseException as error:  # SystemExit and KeyboardInterrupt of user code come through a task's step
+        except BaseException as error:  # noqa: BLE001  # SystemExit and KeyboardInterrupt of user code come through a task's step
             self.unhandled = self.unhandled or error
 
     def fire(self, handle: Handle) -> None:
@@ -110,7 +111,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
             self._ready.append(handle)
 
     def put_away(self) -> None:
-        """Drop all frames. User code can see GeneratorExit, as for any coroutine that is dropped, but no step of it happens."""
+        """Drop all frames: user code may see GeneratorExit, as in any dropped coroutine, but no step of it happens."""
         self._evicted = True
         self._ready.clear()
         outer = asyncio._get_running_loop()
@@ -126,7 +127,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         self._tasks.clear()
         self._ready.clear()
 
-    # --- what asyncio asks of a loop --------------------------------------------------------------------------------------
+    # --- what asyncio asks of a loop
 
     def time(self) -> float:
         """Server time of the newest input, in seconds since 1970."""
@@ -154,7 +155,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         """Run a callback when a durable timer due at `when` (this loop's time) fired."""
         if self._evicted:
             raise EvictedError
-        if when != when:
+        if math.isnan(when):
             raise ValueError("a timer's delay must not be NaN")
         handle = Handle(callback, args, context or contextvars.copy_context(), when)
         if when <= self._now:
@@ -225,7 +226,7 @@ def _close(coroutine: Any) -> None:
             coroutine.close()
         except RuntimeError:  # it awaited again while it was told to end
             continue
-        except BaseException:  # user code's last words, while nothing of it counts any more
+        except BaseException:  # noqa: BLE001, S110  # user code's last words, while nothing of it counts any more
             pass
         return
 
@@ -239,13 +240,16 @@ def _forbidden(name: str) -> Callable[..., Never]:
     return method
 
 
-for _name in (
-    "add_reader add_signal_handler add_writer call_soon_threadsafe connect_accepted_socket connect_read_pipe connect_write_pipe "
-    "create_connection create_datagram_endpoint create_server create_unix_connection create_unix_server getaddrinfo "
-    "getnameinfo remove_reader remove_signal_handler remove_writer run_forever run_in_executor run_until_complete sendfile "
-    "set_default_executor set_exception_handler set_task_factory shutdown_asyncgens shutdown_default_executor sock_accept "
-    "sock_connect sock_recv sock_recv_into sock_recvfrom sock_recvfrom_into sock_sendall sock_sendfile sock_sendto start_tls "
-    "stop close subprocess_exec subprocess_shell"
-).split():
+_OUTSIDE = """
+    add_reader add_signal_handler add_writer call_soon_threadsafe close connect_accepted_socket connect_read_pipe
+    connect_write_pipe create_connection create_datagram_endpoint create_server create_unix_connection
+    create_unix_server getaddrinfo getnameinfo remove_reader remove_signal_handler remove_writer run_forever
+    run_in_executor run_until_complete sendfile set_default_executor set_exception_handler set_task_factory
+    shutdown_asyncgens shutdown_default_executor sock_accept sock_connect sock_recv sock_recv_into sock_recvfrom
+    sock_recvfrom_into sock_sendall sock_sendfile sock_sendto start_tls stop subprocess_exec subprocess_shell
+"""
+"""Methods of asyncio's loops that reach outside. asyncio's base class raises NotImplementedError, which tells nobody
+what to do instead."""
+
+for _name in _OUTSIDE.split():
     setattr(DeterministicLoop, _name, _forbidden(_name))
-# the abstract base forbids nothing of this set: all its methods raise NotImplementedError, which says nothing to a user

@@ -70,8 +70,9 @@ RETRYABLE_CODES = frozenset(
 class RetryPolicy:
     """How often and how fast a step is tried again; gRPC's service-config names. Durations in seconds or timedelta.
 
-    `max_attempts=None` is without a limit. There is no wait after the last attempt. `non_retryable` holds exception classes or
-    class names (for `ctx.run`) whose failure is final; `retryable_codes` the gRPC codes that a call tries again.
+    `max_attempts=None` is without a limit. There is no wait after the last attempt. `non_retryable` holds exception
+    classes or class names (for `ctx.run`) whose failure is final; `retryable_codes` the gRPC codes that a call tries
+    again.
     """
 
     max_attempts: int | None = None
@@ -195,7 +196,7 @@ class Body:
 
 @dataclass(slots=True)
 class Step:
-    """One operation in order of issue. `number`, `kind`, `digest` identify it in the journal; the rest is this pass's view."""
+    """One operation, numbered in order of issue; kind and digest identify it, the rest is this pass's view."""
 
     number: int
     kind: str

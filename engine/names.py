@@ -1,15 +1,17 @@
 """Ids, keys, streams and subjects: the only place that builds one. Pure.
 
-Everything a user may choose is checked here before it becomes part of a subject (`surface` rule E-D12), so that an id can never
-widen a subject, name another run's slot or grow past what a server takes.
+Everything a user may choose is checked here before it becomes part of a subject (`surface` rule E-D12), so that an id
+can never widen a subject, name another run's slot or grow past what a server takes.
 
-    wf.<ns>.cmd.<partition>.<workflow>.<invocation>                                               COMMANDS
-    wf.<ns>.j.w.<c>.<shard>.<invocation>.<incarnation>.<step>.<attempt>.<kind>-<digest>.<name>    JOURNAL, write-once
-    wf.<ns>.j.s.<c>.<shard>.…                                                                     the same, after it is stored
-    wf.<ns>.ctl.<c>.<shard>.<workflow>.<invocation>.<incarnation>.<kind>.<request id>             JOURNAL
-    wf.<ns>.timer.s.<invocation>.<incarnation>.<step>   and  .timer.f.…                           TIMERS: schedule, fired
-    wf.<ns>.done.<invocation>                                                                     a record, after it is stored
-    wf.<ns>.here.<workflow>                                                                       who serves a workflow
+    wf.<ns>.cmd.<partition>.<workflow>.<invocation>                             COMMANDS: starts and wakes
+    wf.<ns>.j.w.<c>.<shard>.<invocation>.<incarnation>.<slot>                   JOURNAL, write-once
+    wf.<ns>.j.s.<c>.<shard>.<invocation>.<incarnation>.<slot>                   the same, after it is stored
+    wf.<ns>.ctl.<c>.<shard>.<workflow>.<invocation>.<incarnation>.<kind>.<id>   JOURNAL: controls
+    wf.<ns>.timer.s.<invocation>.<incarnation>.<step>                           TIMERS: schedules; .f.: fired ones
+    wf.<ns>.done.<invocation>                                                   a record, after it is stored
+    wf.<ns>.here.<workflow>                                                     who serves a workflow
+
+A slot is `<step>.<attempt>.<kind>-<digest>.<name>`.
 """
 
 import re
@@ -63,7 +65,7 @@ def new_invocation_id() -> str:
 
 @lru_cache(maxsize=4096)
 def encode_name(name: str) -> str:
-    """A step's name as one subject token: percent-encoded, at most 120 characters. For people; the digest identifies."""
+    """A step's name as one subject token of at most 120 characters. For people: the digest identifies."""
     token = quote(name[:120], safe="").replace(".", "%2E").replace("~", "%7E")
     return token[:120] or "-"
 
@@ -226,7 +228,7 @@ def slot_subject(slots: str, step: int, attempt: int, kind: str, digest: str, na
 
 
 def parse_slot(subject: str) -> Slot | None:
-    """What a slot's subject says, as sent (`j.w`) or as stored (`j.s`); None for anything else (the anchor, a forgery)."""
+    """What a slot's subject says, as sent (`j.w`) or stored (`j.s`); None for anything else (the anchor)."""
     tokens = subject.split(".")
     if len(tokens) != 12 or tokens[2] != "j":
         return None

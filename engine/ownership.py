@@ -1,7 +1,8 @@
 """Operations on the record of a run that is in memory: claim, suspend, hand over, end (protocol sections 1 and 3e, 3f).
 
-Each is a compare-and-set at the revision that this processor knows. Refused means that somebody else was first: the run is dropped
-without an ack, nak or in-progress ack. The command is acknowledged after the write that makes it needless, never before.
+Each is a compare-and-set at the revision that this processor knows. Refused means that somebody else was first: the
+run is dropped without an ack, nak or in-progress ack. The command is acknowledged after the write that makes it
+needless, never before.
 """
 
 import asyncio
@@ -14,10 +15,10 @@ from engine import journal
 from engine.clock import NANOS
 from engine.errors import PayloadTooLargeError
 from engine.flight import Flight
+from engine.host import Final
 from engine.model import Status, Step
 from engine.records import Record, Wait, fit_record, input_digest, record_headers
 from engine.replay import Outcome, describe_exception
-from engine.host import Final
 from engine.run import Run
 from engine.store import PubAck
 from mesh import headers as header_block
@@ -84,8 +85,8 @@ def waits(run: Run) -> list[Wait]:
 async def write_claim(run: Run, record: Record, *, creating: bool) -> bool:
     """Make a run ours by this record. False where it is not, and then the run is dropped.
 
-    A claim that creates the record counts only if the command that protects the run is still there: else the run was finished and
-    purged meanwhile, and the claim takes itself back (protocol H24).
+    A claim that creates the record counts only if the command that protects the run is still there: else the run was
+    finished and purged meanwhile, and the claim takes itself back (protocol H24).
     """
     store, names = run.host.store, run.host.names
     revision = await store.write_record(record, run.revision)
@@ -129,7 +130,7 @@ async def reclaim(run: Run) -> None:
 
 
 async def suspend(run: Run) -> None:
-    """Leave memory and every process: complete read, schedules stored, record `suspended`, command acknowledged (H16, H18)."""
+    """Leave every process: complete read, schedules stored, record `suspended`, command acknowledged."""
     async with run.operation():
         replay = run.replay
         if run.dropped or replay is None or run.reclaiming or run.final is not None:
@@ -138,7 +139,7 @@ async def suspend(run: Run) -> None:
         read = await store.read_journal(run.shard, run.slots)
         unseen = any(map(replay.is_unfed, read.entries))
         steps = replay.open_steps()
-        if not unseen and not run.dropped and await _schedule(run, steps):
+        if not unseen and await _schedule(run, steps):
             record = replace(
                 new_record(run, Status.SUSPENDED),
                 seen_seq=read.up_to,
@@ -152,7 +153,7 @@ async def suspend(run: Run) -> None:
                 run.drop(LOST)
             return
     run.resume()
-    if unseen and not run.dropped and not run.held:
+    if unseen and not run.is_still:
         run.absorb(read)
 
 
@@ -193,7 +194,7 @@ async def hand_over(run: Run) -> None:
             logger.info("run %s: its command comes again after its ack_wait", run.id)
 
 
-# --- ending -------------------------------------------------------------------------------------------------------------------
+# --- ending
 
 
 class Ending:

@@ -19,9 +19,9 @@ import msgspec
 from engine import ownership
 from engine.absence import Absences
 from engine.assets import Assets
-from engine.clock import NANOS, ServerClock
-from engine.delivered import DeliveredCommand
+from engine.clock import ServerClock
 from engine.definition import Workflow
+from engine.delivered import DeliveredCommand
 from engine.errors import InvalidNameError
 from engine.journal import parse_time
 from engine.keepalive import Keepalive
@@ -58,10 +58,10 @@ class _StreamInfo(msgspec.Struct):
 class Processor:
     """Serves workflows from one process.
 
-    `max_concurrent` runs are in memory at once. `ack_wait` (seconds or timedelta) is how long a lost processor goes unnoticed: it
-    is set on the workflows' consumers where this user may. `suspend_after` is how long a run must only wait before it leaves
-    memory; 0: at every wait. `max_attempts`: how often in a row a run may be taken up without progress. `grace`: how long a stop
-    waits for steps that are being executed.
+    `max_concurrent` runs are in memory at once. `ack_wait` (seconds or timedelta) is how long a lost processor goes
+    unnoticed: it is set on the workflows' consumers where this user may. `suspend_after` is how long a run must only
+    wait before it leaves memory; 0: at every wait. `max_attempts`: how often in a row a run may be taken up without
+    progress. `grace`: how long a stop waits for steps that are being executed.
     """
 
     def __init__(
@@ -102,12 +102,13 @@ class Processor:
         self._failed: BaseException | None = None
         self._threads = concurrent.futures.ThreadPoolExecutor(THREADS, "mesh-run")
 
-    # --- life ------------------------------------------------------------------------------------------------------------------
+    # --- life
 
     async def run(self) -> None:
         """Serve until `stop` is called. `ready` is set when commands are taken.
 
-        Raises StoreError where the assets are missing or foreign and cannot be made, ConnectError when the connection is lost for good.
+        Raises StoreError where the assets are missing or foreign and cannot be made, ConnectError when the connection
+        is lost for good.
         """
         await self._start()
         ticker = asyncio.create_task(self._tick_for_ever(), name="mesh-ticker")
@@ -122,7 +123,7 @@ class Processor:
             raise self._failed
 
     def stop(self) -> None:
-        """Stop in order: un-started commands go back at once, executing steps end within `grace`, runs are handed over."""
+        """Stop in order: un-started commands go back, executing steps end within `grace`, runs are handed over."""
         self._stopping.set()
 
     async def _start(self) -> None:
@@ -194,7 +195,7 @@ class Processor:
             run.drop("this processor ends")
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    # --- commands --------------------------------------------------------------------------------------------------------------
+    # --- commands
 
     def _room(self) -> int:
         return 0 if self.draining else self.max_concurrent - len(self.runs)
@@ -204,7 +205,7 @@ class Processor:
         try:
             command = DeliveredCommand.read(delivery, self.names)
         except InvalidNameError as error:
-            logger.error("a command that nobody can run was removed: %s", error)
+            logger.warning("a command that nobody can run was removed: %s", error)
             self.connection.publish(delivery.ack, b"+TERM")
             return
         held = self.runs.get(command.invocation)
@@ -246,7 +247,7 @@ class Processor:
         if reply:
             self.connection.publish(reply, b'{"served":true}')
 
-    # --- what runs need (engine.run.Host) -----------------------------------------------------------------------------------------
+    # --- what runs need (engine.run.Host)
 
     def may_act(self) -> bool:
         """Whether the lease holds. Where it lapsed, every run held is contested from here on."""
@@ -257,7 +258,7 @@ class Processor:
 
     async def lease(self) -> int:
         """Wait until this processor may publish; the number of the lease."""
-        while not (self.keepalive.is_alive() and self.connection.is_connected):
+        while not (self.keepalive.is_alive() and self.connection.is_connected):  # noqa: ASYNC110  # set by a thread
             await asyncio.sleep(TICK / 2)
         return self.keepalive.lapses
 
@@ -280,7 +281,7 @@ class Processor:
         return await result if inspect.isawaitable(result) else result
 
     def spawn(self, coroutine: Coroutine[Any, Any, None], run: Run) -> None:
-        """Run a coroutine for a run. What it raises is a fault of ours or of the store: the run is let go, and comes again."""
+        """Run a coroutine for a run. If it raises, by our fault or the store's, the run is let go and comes again."""
         self._start_task(coroutine).add_done_callback(functools.partial(self._spawned, run))
 
     def _start_task(self, coroutine: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
@@ -337,7 +338,7 @@ class Processor:
         if not self.runs:
             self._idle.set()
 
-    # --- silence, reconnects -------------------------------------------------------------------------------------------------------
+    # --- silence, reconnects
 
     def _on_state(self, state: str) -> None:
         if state == "disconnected":
@@ -367,7 +368,7 @@ class Processor:
         else:
             await ownership.reclaim(run)
 
-    # --- the ticker -----------------------------------------------------------------------------------------------------------------
+    # --- the ticker
 
     async def _sample_clock(self) -> None:
         """Ask the server what time it is: entries that it stored long ago do not tell."""

@@ -1,7 +1,7 @@
 """Pulling from a durable consumer: as many messages as there is room for, and none that would only wait here.
 
-One pull request is outstanding at a time, renewed before it is used up. It is withdrawn, by giving up its inbox, when the last
-slot is taken. Heartbeats of the server tell a live pull from a lost one.
+One pull request is outstanding at a time, renewed before it is used up. It is withdrawn, by giving up its inbox, when
+the last slot is taken. Heartbeats of the server tell a live pull from a lost one.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ RETRY = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One message of a consumer: `ack` is where to answer, `sequence` the stream's, `count` this consumer's deliveries of it."""
+    """One message of a consumer: where to answer, its stream sequence, how often it was delivered."""
 
     subject: str
     ack: str
@@ -40,7 +40,8 @@ class Delivery:
 def read_delivery(ack: str, data: bytes, block: bytes, subject: str) -> Delivery:
     """A message as delivered; what is known of it stands in its acknowledgement subject (ADR-13).
 
-    `$JS.ACK.<stream>.<consumer>.<count>.<stream seq>.<consumer seq>.<time>.<pending>`, or the longer form with domain and account.
+    `$JS.ACK.<stream>.<consumer>.<count>.<stream seq>.<consumer seq>.<time>.<pending>`, or the longer form with domain
+    and account.
     """
     tokens = ack.split(".")
     at = 4 if len(tokens) == 9 else 6

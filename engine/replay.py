@@ -1,8 +1,10 @@
-"""One pass of a run's code over its journal: entries in, steps to take out. Pure: no connection, task, clock or environment.
+"""One pass of a run's code over its journal: entries in, steps to take out. Pure: no connection, task, clock or
+environment.
 
-Live and replay are the same thing. `start()` runs the code to its first waits; each `feed(entry)` gives it one input, in the order
-of the stream, and runs it to quiescence; `take_effects()` then says which steps are to be sent, run or armed. Effects are only
-taken when every known entry has been fed, so whatever the journal has already decided is never done again.
+Live and replay are the same thing. `start()` runs the code to its first waits; each `feed(entry)` gives it one input,
+in the order of the stream, and runs it to quiescence; `take_effects()` then says which steps are to be sent, run or
+armed. Effects are only taken when every known entry has been fed, so whatever the journal has already decided is
+never done again.
 """
 
 import asyncio
@@ -60,7 +62,7 @@ class Replay:
         self._loop = DeterministicLoop(self._set_timer)  # type: ignore[abstract]  # its methods are set one by one
         self._loop.set_time(self.now_ns / NANOS)
 
-    # --- inputs ------------------------------------------------------------------------------------------------------------
+    # --- inputs
 
     def start(self) -> None:
         """Run the code from its beginning to its first waits."""
@@ -84,7 +86,7 @@ class Replay:
         return (values.decode(invocation.input, invocation.input_type, target, "the workflow's input"),)
 
     def feed(self, entry: Entry) -> None:
-        """Give the code its next input and let it run as far as it gets. Entries come in the order of their sequence."""
+        """Give the code its next input, in the order of the stream, and let it run as far as it gets."""
         self.fed_sequence = max(self.fed_sequence, entry.sequence)
         if entry.step >= len(self.steps):
             self._mismatch(entry, None)
@@ -127,7 +129,7 @@ class Replay:
     def _outcome(self, main: "asyncio.Task[Any]") -> Outcome:
         try:
             return Outcome(values.encode(main.result(), "the workflow's result"))
-        except BaseException as error:  # whatever left the workflow, cancellation included, is its failure
+        except BaseException as error:  # noqa: BLE001  # whatever left the workflow, cancellation included, is its failure
             if isinstance(error, RuntimeError) and _FOREIGN_LOOP in str(error):
                 error = ForeignAwaitError(
                     f"workflow code awaits something of another event loop, which belongs into ctx.run: {error}"
@@ -147,7 +149,7 @@ class Replay:
         if self.outcome is None or step is None:
             self.outcome = Outcome(failure=describe_exception(NonDeterminismError(entry.step, recorded, attempted)))
 
-    # --- deciding -----------------------------------------------------------------------------------------------------------
+    # --- deciding
 
     def _decide(self, step: Step, entry: Entry) -> bool:
         """Apply an entry; whether it decided the step."""
@@ -172,7 +174,7 @@ class Replay:
             step.decided = True
             try:
                 value = call.decode(entry.data)
-            except Exception as error:  # the service's bytes; whatever its decoder says, the step has failed
+            except Exception as error:  # noqa: BLE001  # the service's bytes; whatever its decoder says, the step has failed
                 return self._fail(
                     step,
                     Failure(
@@ -233,7 +235,7 @@ class Replay:
         step.future.set_exception(error)
         return True
 
-    # --- steps that the code issues (engine.context.Steps) -----------------------------------------------------------------------
+    # --- steps that the code issues (engine.context.Steps)
 
     def issue(self, kind: str, name: str, digest: str, *, call: Call | None = None, body: Body | None = None) -> Step:
         """The next step, in order of issue; its future is what the code awaits."""
@@ -268,7 +270,7 @@ class Replay:
         """A UUID from the run's own randomness."""
         return uuid.UUID(int=self.random.getrandbits(128), version=4)
 
-    # --- outputs -----------------------------------------------------------------------------------------------------------
+    # --- outputs
 
     def take_effects(self) -> list[Step]:
         """Steps issued or moved on since the last call that the code still waits for."""

@@ -1,11 +1,11 @@
 """A run: one processor's holding of an invocation, from its command to the final record.
 
-The replay (`engine.replay`) says what the code wants, `engine.effects` does it, and this room feeds back what is stored. Everything
-between two waits is plain callbacks on the event loop; what needs a claim or a decision about another owner is a coroutine of
-`engine.takeup` or `engine.ownership`, one at a time.
+The replay (`engine.replay`) says what the code wants, `engine.effects` does it, and this room feeds back what is
+stored. Everything between two waits is plain callbacks on the event loop; what needs a claim or a decision about
+another owner is a coroutine of `engine.takeup` or `engine.ownership`, one at a time.
 
-Feeding (H10): an entry is fed from its republished copy only if it fills the only slot that anybody can fill and the run is
-uncontested; otherwise from a read that says up to where it is complete, lowest sequence first.
+Feeding (H10): an entry is fed from its republished copy only if it fills the only slot that anybody can fill and the
+run is uncontested; otherwise from a read that says up to where it is complete, lowest sequence first.
 """
 
 import asyncio
@@ -101,7 +101,7 @@ class Run:
             finally:
                 self._operating = False
 
-    # --- beginning -----------------------------------------------------------------------------------------------------------
+    # --- beginning
 
     def launch(self, invocation: Invocation, read: Read, timers_scheduled: bool = False) -> None:
         """Run the code over what its journal has, then go on live."""
@@ -140,7 +140,7 @@ class Run:
         finally:
             self.host.keepalive.leave()
 
-    # --- inputs --------------------------------------------------------------------------------------------------------------
+    # --- inputs
 
     def _on_slot(self, subject: str, _reply: str, data: bytes, block: bytes) -> None:
         if self.dropped:
@@ -172,7 +172,7 @@ class Run:
         asyncio.get_running_loop().call_later(READ_TIMEOUT, self._read_lost, self._reading)
 
     def _filters(self) -> list[str]:
-        """What to read: the slots that the code waits for; of a contested run also those another owner may have come to."""
+        """What to read: the slots the code waits for; of a contested run also what another owner may have reached."""
         replay = self.replay
         if replay is None:
             return [f"{self.slots}.>"]
@@ -221,7 +221,7 @@ class Run:
             if self.dropped or self.final is not None:
                 return
             read = await self.host.store.read_journal(self.shard, self.slots, self._read_wanted)
-        if not self.dropped and not self.held:
+        if not self.is_still:
             self.replay_from(read)
 
     def _feed(self, entries: list[Entry]) -> None:
@@ -233,7 +233,7 @@ class Run:
                 replay.feed(entry)
         self.advance()
 
-    # --- outputs ---------------------------------------------------------------------------------------------------------------
+    # --- outputs
 
     def advance(self) -> None:
         """Do what the code wants after it was fed."""
@@ -271,7 +271,7 @@ class Run:
             if step.is_open and step.number not in self.effects.flights:
                 self.effects.perform(step)
 
-    # --- looking after it ----------------------------------------------------------------------------------------------------------
+    # --- looking after it
 
     def tick(self, now: float) -> None:
         """Called a few times a second: claims, repairs, suspends."""
@@ -311,10 +311,10 @@ class Run:
             replay.put_away()
             self.replay = None
 
-    # --- what operations on the record need (engine.ownership, engine.takeup) --------------------------------------------------------
+    # --- what operations on the record need (engine.ownership, engine.takeup)
 
     def contest(self) -> bool:
-        """Ownership is in doubt: nothing is fed or done until it is claimed again. Whether the caller has to see to that."""
+        """Ownership is in doubt: be still until it is claimed again. Whether the caller has to see to that."""
         if self.dropped or self.reclaiming:
             return False
         self.contested = True
@@ -324,7 +324,7 @@ class Run:
         return True
 
     def relaunch(self, read: Read) -> None:
-        """Go on after a claim that followed silence: replay, send again what has no answer, store again what was not stored."""
+        """Go on after a claim that followed silence: replay, then send and store again what is not recorded."""
         self.reclaiming = False
         self.effects.forget_requests()
         self._reading = 0

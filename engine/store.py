@@ -1,7 +1,9 @@
-"""The one room of a processor that speaks JetStream: reads that say up to where they are complete, writes that are acknowledged.
+"""The one room of a processor that speaks JetStream: reads that say up to where they are complete, writes that are
+acknowledged.
 
-Callbacks where a run's happy path goes, coroutines elsewhere. Nothing here retries a write whose outcome is unknown without making
-it the same write: a slot is write-once, a record is compared and set under a random message id, a command has one form of expectation.
+Callbacks where a run's happy path goes, coroutines elsewhere. Nothing here retries a write whose outcome is unknown
+without making it the same write: a slot is write-once, a record is compared and set under a random message id, a
+command has one form of expectation.
 """
 
 import asyncio
@@ -101,7 +103,7 @@ class Store:
         self.connection = connection
         self.names = names
 
-    # --- with callbacks: the happy path ------------------------------------------------------------------------------------
+    # --- with callbacks: the happy path
 
     def put(self, subject: str, data: bytes, headers: bytes, done: AckCallback) -> None:
         """Publish and tell the acknowledgement. Raises NotConnectedError; no answer at all is told nobody."""
@@ -161,7 +163,7 @@ class Store:
         """Give a command back, to be delivered again after `delay` seconds."""
         self.connection.publish(ack_subject, b'-NAK {"delay": %d}' % int(delay * 1e9) if delay else b"-NAK")
 
-    # --- with coroutines: everything that is not in a hurry ------------------------------------------------------------------
+    # --- with coroutines: everything that is not in a hurry
 
     async def read_record(self, invocation: str) -> Stored:
         """The record, from the leader; asks until it is told. Raises StoreError where the bucket is missing."""
@@ -205,7 +207,7 @@ class Store:
         raise AssertionError  # _backoff never ends
 
     async def _read_pages(self, shard: int, slots: str) -> Read | None:
-        """A journal of more subjects than one answer holds: page by page, complete to where the stream was before the first."""
+        """A journal too large for one answer: page by page, complete to where the stream was before the first."""
         future: asyncio.Future[Read | None] = asyncio.get_running_loop().create_future()
         try:
             self.fetch_journal(shard, [], _into(future))
@@ -271,8 +273,8 @@ class Store:
                 return stored.revision if stored.data == data else 0
             if ack.error.err_code == REFUSED:
                 raise StoreError(
-                    f"bucket {self.names.execution_bucket} is full ({ack.error.description}): raise its max_bytes or purge "
-                    "finished runs",
+                    f"bucket {self.names.execution_bucket} is full ({ack.error.description}): "
+                    "raise its max_bytes or purge finished runs",
                     self.names.execution_bucket,
                 )
             unknown = True
@@ -374,7 +376,7 @@ def _is_unavailable(data: bytes) -> bool:
 
 
 async def _backoff(first: float = 0.05, most: float = 2.0) -> AsyncIterator[None]:
-    """Turns with growing pauses between them, for ever: the caller's task is cancelled with its run or its processor."""
+    """Turns with growing pauses, for ever: the caller's task is cancelled with its run or its processor."""
     pause = first
     while True:
         yield

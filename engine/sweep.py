@@ -1,6 +1,8 @@
-"""Purging the journals of runs whose final record holds everything: soon after, one after the other, and never in a run's way.
+"""Purging the journals of runs whose final record holds everything: soon after, one after the other, and never in a
+run's way.
 
-Only of completed and cancelled runs that nobody contested: a zombie that found empty slots would fill them (protocol H29).
+Only of completed and cancelled runs that nobody contested: a zombie that found empty slots would fill them (protocol
+H29).
 """
 
 import asyncio

@@ -1,7 +1,8 @@
 """Taking up a run: who owns it, and from where it goes on (protocol rules 1 to 3, 6).
 
-The gate, a leader read of the record and a complete read of the slots, comes before any effect. A first delivery that finds neither
-goes on without a write; everything else is claimed by compare-and-set first. Who is refused falls silent.
+The gate, a leader read of the record and a complete read of the slots, comes before any effect. A first delivery that
+finds neither goes on without a write; everything else is claimed by compare-and-set first. Who is refused falls
+silent.
 """
 
 import logging
@@ -11,9 +12,9 @@ from engine import ownership
 from engine.commands import WAKE
 from engine.delivered import DeliveredCommand
 from engine.errors import PoisonError
+from engine.host import Host
 from engine.model import Failure, Invocation, Status
 from engine.records import Record
-from engine.host import Host
 from engine.run import Run
 from engine.store import Read, Stored
 

@@ -1,7 +1,8 @@
 """Timers that fired on the server: each becomes the entry of its slot, and a wake of its run where that is suspended.
 
-Any processor does this for any run; a wake is a command, so the run itself goes to one that knows its workflow. The fired message is
-acknowledged on proof only (protocol rule 8): a wake was stored, what it carries was already seen, or the run is over.
+Any processor does this for any run; a wake is a command, so the run itself goes to one that knows its workflow. The
+fired message is acknowledged on proof only (protocol rule 8): a wake was stored, what it carries was already seen, or
+the run is over.
 """
 
 import asyncio

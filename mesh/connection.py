@@ -1,11 +1,13 @@
 """The one connection to NATS: open, publish, subscribe, request, watch over it.
 
-Everything above works with plain functions and callbacks on bytes; nats-py stays behind this room and `guard.py`.
-A connection reconnects for ever. While it is away, publishing raises NotConnectedError: nothing is held back and sent later.
+Everything above works with plain functions and callbacks on bytes; nats-py stays behind this room and `guard.py`. A
+connection reconnects for ever. While it is away, publishing raises NotConnectedError: nothing is held back and sent
+later.
 """
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -21,7 +23,7 @@ __all__ = ["Answer", "Connection", "RawHandler"]
 logger = logging.getLogger("mesh.connection")
 
 PING_INTERVAL = 10.0
-"""Seconds between pings; a link is given up after two unanswered ones (nats-py's default of 120 s notices after 4 minutes)."""
+"""Seconds between pings; after two unanswered ones a link is given up (nats-py's own 120 s would take minutes)."""
 RECONNECT_WAIT = 0.25
 """Seconds between two attempts at the same server."""
 WATCHDOG_INTERVAL = 5.0
@@ -57,7 +59,7 @@ class Connection:
         self._refused: Exception | None = None
         self._closed = asyncio.Event()
 
-    # --- open and close --------------------------------------------------------------------------------------------------
+    # --- open and close
 
     @classmethod
     async def open(cls, options: ConnectOptions) -> Self:
@@ -73,7 +75,7 @@ class Connection:
                 **self.options.nats_kwargs(),
                 allow_reconnect=True,
                 max_reconnect_attempts=-1,
-                reconnect_time_wait=RECONNECT_WAIT,
+                reconnect_time_wait=RECONNECT_WAIT,  # type: ignore[arg-type]  # likewise
                 ping_interval=PING_INTERVAL,  # type: ignore[arg-type]  # nats-py says int and sleeps for it
                 max_outstanding_pings=2,
                 error_cb=self._error,
@@ -118,7 +120,7 @@ class Connection:
         """Return when the connection is closed for good, by us or because it could not be mended."""
         await self._closed.wait()
 
-    # --- what it is ------------------------------------------------------------------------------------------------------
+    # --- what it is
 
     @property
     def is_connected(self) -> bool:
@@ -155,20 +157,23 @@ class Connection:
         self._permission_listeners.append(callback)
         return lambda: self._permission_listeners.remove(callback)
 
-    # --- publish, subscribe, request ----------------------------------------------------------------------------------------
+    # --- publish, subscribe, request
 
     def publish(self, subject: str, data: bytes = b"", *, reply: str = "", headers: bytes = b"") -> None:
         """Queue one message; all of a loop turn leave in one write.
 
-        Raises NotConnectedError while there is no connection. The caller has validated the subject and checked `max_payload`.
+        Raises NotConnectedError while there is no connection. The caller has validated the subject and checked
+        `max_payload`.
         """
         client = self._client
         if client._status != 1:  # Client.CONNECTED; the property costs a call
             raise NotConnectedError
         if headers:
             size = len(headers)
-            client.send(b"HPUB %b %b %d %d\r\n%b%b\r\n" % (
-                subject.encode(), reply.encode(), size, size + len(data), headers, data))
+            client.send(
+                b"HPUB %b %b %d %d\r\n%b%b\r\n"
+                % (subject.encode(), reply.encode(), size, size + len(data), headers, data)
+            )
         else:
             client.send(b"PUB %b %b %d\r\n%b\r\n" % (subject.encode(), reply.encode(), len(data), data))
 
@@ -207,7 +212,8 @@ class Connection:
     def request(
         self, subject: str, data: bytes, callback: Callable[[bytes, bytes], None], *, headers: bytes = b""
     ) -> int:
-        """Publish with a reply subject of our own; `callback(payload, header block)` gets the first answer, if one comes.
+        """Publish with a reply subject of our own; `callback(payload, header block)` gets the first answer, if one
+        comes.
 
         Returns a token for `forget`. Raises NotConnectedError.
         """
@@ -276,7 +282,7 @@ class Connection:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._token += 1
         token = self._token
-        self._callbacks[token] = lambda _data, _block: future.done() or future.set_result(None)
+        self._callbacks[token] = functools.partial(_resolve, future)
         try:
             self.publish(f"{self._inbox}.{token}")
             async with asyncio.timeout(timeout):
@@ -294,7 +300,7 @@ class Connection:
         """Write what is queued; wait while too much is waiting."""
         await self._client.drain_transport()
 
-    # --- watching over it -------------------------------------------------------------------------------------------------
+    # --- watching over it
 
     async def _watch(self) -> None:
         """Force a reconnect where the link looks alive and is not."""
@@ -308,7 +314,7 @@ class Connection:
                 continue
             except TimeoutError:
                 if self.is_connected:
-                    logger.error("no round trip in %.0f s though connected: reconnecting", 2 * WATCHDOG_INTERVAL)
+                    logger.warning("no round trip in %.0f s though connected: reconnecting", 2 * WATCHDOG_INTERVAL)
                     await self._client.force_reconnect()
 
     def _tell(self, state: str) -> None:
@@ -344,3 +350,8 @@ class Connection:
                 listener(operation, subject)
             except Exception:  # as in _tell
                 logger.exception("listener for a permission error failed")
+
+
+def _resolve(future: "asyncio.Future[None]", _data: bytes, _block: bytes) -> None:
+    if not future.done():
+        future.set_result(None)

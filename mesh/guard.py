@@ -1,8 +1,9 @@
 """nats-py's client with what a long-lived process needs and it lacks.
 
-Measured against nats-py 2.16: one malformed header, subject or PONG raises inside its read loop and ends it for ever while
-`is_connected` stays True. Here every message is dispatched under a guard; bad ones are dropped and counted. The parser and
-the raw dispatch are our own because they are the hot path of everything: no coroutine, queue or header parsing a message.
+Measured against nats-py 2.16: one malformed header, subject or PONG raises inside its read loop and ends it for ever
+while `is_connected` stays True. Here every message is dispatched under a guard; bad ones are dropped and counted. The
+parser and the raw dispatch are our own because they are the hot path of everything: no coroutine, queue or header
+parsing a message.
 """
 
 import asyncio
@@ -17,14 +18,14 @@ from nats.errors import Error, ProtocolError
 logger = logging.getLogger("mesh.connection")
 
 RawHandler = Callable[[str, str, bytes, bytes], None]
-"""Takes subject, reply subject, payload and header block (`b""` when none). Called from the read loop: must not block."""
+"""Takes subject, reply subject, payload and header block (`b""` when none). Must not block the read loop."""
 
 MAX_CONTROL_LINE = 65_536
-"""Bytes without a line end after which the peer does not speak NATS. The server's own INFO line is the longest there is."""
+"""Bytes without a line end after which the peer does not speak NATS. The longest line is the server's INFO."""
 
 
 class RawSubscription:
-    """A subscription that hands messages to a function at once. Bears the fields nats-py reads when it reconnects or closes."""
+    """A subscription that calls a function at once, with the fields nats-py reads at reconnect and close."""
 
     __slots__ = ("_max_msgs", "_queue", "_subject", "handler", "sid")
     _received = 1
@@ -43,19 +44,20 @@ class RawSubscription:
 class GuardedClient(Client):
     """Survives any message; publishes and subscribes without a coroutine; buffers one write a loop turn.
 
-    What is published while there is no connection is refused, and what was buffered when it broke is dropped: a request that
-    goes out after its sender gave up is worse than one that never went (its deadline or its ownership may be gone).
+    What is published while there is no connection is refused, and what was buffered when it broke is dropped: a
+    request that goes out after its sender gave up is worse than one that never went (its deadline or its ownership
+    may be gone).
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # nats-py leaves it unannotated
-        self._ps = Parser(self)
+        super().__init__()
+        self._ps = Parser(self)  # type: ignore[assignment]  # it has what the client calls: parse and reset
         self._out: list[bytes] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self.bad_messages = 0
         self.permission_error: Callable[[str, str], None] | None = None
 
-    # --- out -------------------------------------------------------------------------------------------------------------
+    # --- out
 
     def send(self, command: bytes) -> None:
         """Queue one protocol command; all commands of a loop turn leave in one write."""
@@ -78,7 +80,7 @@ class GuardedClient(Client):
         """Subscribe; made again at every reconnect. Returns the subscription's id."""
         self._sid += 1
         sub = RawSubscription(self._sid, subject, queue, handler)
-        self._subs[self._sid] = sub
+        self._subs[self._sid] = sub  # type: ignore[assignment]  # it has what the client reads
         if self._status == Client.CONNECTED:
             self.send(f"SUB {subject} {queue} {self._sid}\r\n".encode())
         return self._sid
@@ -106,9 +108,9 @@ class GuardedClient(Client):
         """Wait until the transport's buffer is below its high-water mark."""
         self.flush_now()
         if self._transport is not None and self._status == Client.CONNECTED:
-            await self._transport.drain()
+            await self._transport.drain()  # type: ignore[no-untyped-call]
 
-    # --- in --------------------------------------------------------------------------------------------------------------
+    # --- in
 
     def dispatch(self, sid: int, subject: bytes, reply: bytes, payload: bytes, block: bytes) -> None:
         """Hand one message to its subscription. Whatever a message or its handler does, the read loop goes on."""
@@ -116,13 +118,13 @@ class GuardedClient(Client):
         if sub is None:
             return
         try:
-            sub.handler(subject.decode(), reply.decode() if reply else "", payload, block)
+            sub.handler(subject.decode(), reply.decode() if reply else "", payload, block)  # type: ignore[attr-defined]
         except Exception:  # the border of the read loop: nothing may pass it
             self.bad_messages += 1
             logger.exception("message on %r dropped", subject[:200])
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
-        """Insist on TLS where it was asked for, before CONNECT: nats-py sends the credentials in the clear otherwise."""
+        """Insist on TLS where it was asked for, before CONNECT: nats-py would send credentials in the clear."""
         if initial_connection and self._wants_tls() and not info.get("tls_required"):
             if not info.get("tls_available"):
                 raise Error("TLS is asked for, and the server has none")
@@ -180,7 +182,7 @@ class Parser:
                 self._keep(data[pos:], 0)
                 return
             first = data[pos]
-            if first != 77 and first != 72:  # neither MSG nor HMSG
+            if first not in (77, 72):  # neither MSG nor HMSG
                 await self._control(data[pos:eol])
                 pos = eol + 2
                 continue

@@ -34,7 +34,8 @@ class ApiError(StoreError):
     def __init__(self, subject: str, error: dict[str, Any]) -> None:
         self.err_code = int(error.get("err_code", 0))
         self.description = str(error.get("description", "unknown error"))
-        super().__init__(f"{subject}: {self.description} ({self.err_code})", subject.rpartition(".")[2])
+        advice = ": free disk space, or raise JetStream's max_file" if self.err_code == NO_ROOM else ""
+        super().__init__(f"{subject}: {self.description} ({self.err_code}){advice}", subject.rpartition(".")[2])
 
 
 class Api:

@@ -21,8 +21,6 @@ MIN_SERVER = (2, 15, 1)
 """Earlier ones lose or double messages that must not be (message schedules, synced writes, per-subject discard)."""
 CLUSTER_PATIENCE = 5.0
 """Seconds to wait for servers of a cluster that is starting, before fewer replicas are asked for."""
-ROOM_ATTEMPTS = 10
-"""Times to ask for the room of a stream, a tenth of a second apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +73,20 @@ class Assets:
 
         What this user may not look at is taken to be right. Raises as `open`.
         """
-        await asyncio.gather(*map(self._ensure, settings.all_configs(self.names, self.replicas, self.room)))
+        try:
+            await self._ensure_all()
+        except ApiError as error:
+            if error.err_code != NO_ROOM:
+                raise
+            # Whoever began the namespace had not yet let go of the room for all, or did not live to do it.
+            found = await _find(self.api, self.names.execution_stream)
+            if found is not None:
+                await _give_room_back(self.api, found)
+            await self._ensure_all()
         await asyncio.gather(*map(self._ensure_anchor, range(self.names.shards)))
+
+    async def _ensure_all(self) -> None:
+        await asyncio.gather(*map(self._ensure, settings.all_configs(self.names, self.replicas, self.room)))
 
     async def _ensure(self, config: dict[str, Any]) -> None:
         name = config["name"]
@@ -204,7 +214,7 @@ async def _create(api: Api, config: dict[str, Any], allowed: bool) -> dict[str, 
     if not allowed:
         raise missing
     try:
-        return await _create_with_room(api, config)
+        created = dict((await api.call(f"STREAM.CREATE.{name}", config))["config"])
     except PermissionDeniedError as error:
         raise missing from error
     except ApiError as error:
@@ -215,21 +225,9 @@ async def _create(api: Api, config: dict[str, Any], allowed: bool) -> dict[str, 
             subjects = ", ".join(config["subjects"])
             raise StoreError(f"another stream captures {subjects}: remove it", name) from error
         raise
-
-
-async def _create_with_room(api: Api, config: dict[str, Any]) -> dict[str, Any]:
-    """Create a stream; wait a moment where another one still holds the room of all."""
-    for attempt in range(ROOM_ATTEMPTS):
-        try:
-            created = dict((await api.call(f"STREAM.CREATE.{config['name']}", config))["config"])
-        except ApiError as error:
-            if error.err_code != NO_ROOM or attempt == ROOM_ATTEMPTS - 1:
-                raise
-            await asyncio.sleep(0.1)
-        else:
-            logger.info("created %s", config["name"])
-            return created
-    raise AssertionError("no attempt was made")
+    else:
+        logger.info("created %s", name)
+        return created
 
 
 def _token(text: str) -> str:
