@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine import records
-from engine.assets import Assets, check_server
+from engine.assets import Api, Assets, check_server
 from engine.errors import InvalidNameError, StoreError
 from mesh.connection import Connection
 from mesh.options import ConnectOptions
@@ -243,11 +243,41 @@ async def test_a_server_without_jetstream_is_named(tmp_path: Path) -> None:
                 await Assets.open(connection)
 
 
-async def test_little_room_gives_smaller_streams(tmp_path: Path) -> None:
-    small = "accounts { A { jetstream { max_file: 4G, max_mem: 1M }, users: [{user: a, password: a}] } }"
+@pytest.mark.parametrize("limit", ["400M", "4G", "6G", "25G"])
+async def test_little_room_gives_smaller_streams_in_the_same_proportion(tmp_path: Path, limit: str) -> None:
+    small = f"accounts {{ A {{ jetstream {{ max_file: {limit}, max_mem: 1M }}, users: [{{user: a, password: a}}] }} }}"
+    async with NatsServer(tmp_path / "nats", extra=small) as server:
+
+        async def open_one() -> Assets:
+            async with connected(server.url, user="a", password="a") as connection:
+                return await Assets.open(connection)
+
+        opened = await asyncio.gather(*(open_one() for _ in range(4)))
+        assert len({assets.room for assets in opened}) == 1
+        async with connected(server.url, user="a", password="a") as connection:
+            info = await Api(connection).call("INFO")
+            sizes = [await Api(connection).call(f"STREAM.INFO.{name}") for name in ALL]
+    room = opened[0].room
+    assert room >= 64 << 20
+    assert info["reserved_storage"] == pytest.approx(room, rel=0.01)
+    assert {size["config"]["name"]: size["config"]["max_bytes"] / room for size in sizes} == pytest.approx(
+        {
+            "KV_EXECUTION_STATE": 0.4,
+            "KV_WORKFLOW_STATE": 0.1,
+            "COMMANDS": 0.1,
+            "TIMERS": 0,
+            **{f"JOURNAL-{shard}": 0.1 for shard in range(4)},
+        },
+        abs=0.01,
+    )
+
+
+async def test_no_room_at_all_says_what_to_do(tmp_path: Path) -> None:
+    small = "accounts { A { jetstream { max_file: 10M, max_mem: 1M }, users: [{user: a, password: a}] } }"
     async with NatsServer(tmp_path / "nats", extra=small) as server:
         async with connected(server.url, user="a", password="a") as connection:
-            await Assets.open(connection)
+            with pytest.raises(StoreError, match="max_file"):
+                await Assets.open(connection)
 
 
 @pytest.mark.parametrize("version", ["2.15.0", "2.11.9", "1.9", ""])

@@ -70,29 +70,24 @@ async def write_record(raw: Raw, invocation: str, status: str, revision: int = 0
     return record
 
 
-async def take(raw: Raw, invocation: str) -> records.Record:
-    """The command of an invocation, as a record that a processor would begin with; takes it out of the queue."""
+async def complete(raw: Raw, invocation: str, result: bytes = b'"hi"') -> None:
+    """What a processor does with a command: the final record first, then the acknowledgement."""
     stored = await raw.command(invocation)
     assert stored is not None
-    await raw.api("STREAM.PURGE.COMMANDS", {"filter": stored.subject})
-    block = headers.encode(stored.headers.items())
-    command = read_command(stored.data, block)
-    return records.Record(
+    command = read_command(stored.data, headers.encode(stored.headers.items()))
+    await write_record(
+        raw,
         invocation,
-        stored.subject.split(".")[4],
-        "running",
+        "completed",
+        workflow=stored.subject.split(".")[4],
         input=command.input,
         input_type=command.input_type,
         incarnation=command.incarnation,
         partition_key=command.partition_key,
+        result=result,
+        result_type="application/json",
     )
-
-
-async def complete(raw: Raw, invocation: str, result: bytes = b'"hi"') -> None:
-    record = await take(raw, invocation)
-    record.status, record.result, record.result_type = "completed", result, "application/json"
-    block = headers.parse(records.record_headers(record, 0, f"{invocation}-final"))
-    await raw.publish(NAMES.record(invocation), record.to_bytes(), block)
+    await raw.api("STREAM.PURGE.COMMANDS", {"filter": stored.subject})
 
 
 # --- one execution an id
