@@ -9,7 +9,7 @@ from typing import Any, TypeVar, overload
 import mesh
 from engine import values
 from engine.assets import Assets
-from engine.client.description import Description, of_queued, of_record, steps_of
+from engine.client.description import Description, completed_by, lacks_something, of_queued, of_record, steps_of
 from engine.client.handle import Handle
 from engine.client.lookup import Lookup
 from engine.client.submission import Submission, Submitter
@@ -204,8 +204,7 @@ class Client:
         served = asyncio.ensure_future(self.is_served(found.workflow))
         try:
             if isinstance(found, Record):
-                steps = found.journal if found.is_final else await self._steps(parts, id, found.incarnation)
-                return of_record(found, steps, await served)
+                return of_record(found, await self._journal(parts, found), await served)
             steps = await self._steps(parts, id, found.command.incarnation)
             return of_queued(id, found, steps, await served)
         finally:
@@ -220,6 +219,13 @@ class Client:
         except (NoRespondersError, NotConnectedError, TimeoutError):
             return False
         return True
+
+    async def _journal(self, parts: "_Parts", record: Record) -> Sequence[JournalEntry]:
+        """A run's steps: the record has them once it is final, or all that fit."""
+        if record.is_final and not lacks_something(record):
+            return record.journal
+        steps = await self._steps(parts, record.invocation_id, record.incarnation)
+        return completed_by(record, steps) if record.is_final else steps
 
     async def _steps(self, parts: "_Parts", id: str, incarnation: str) -> Sequence[JournalEntry]:
         if not incarnation:

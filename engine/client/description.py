@@ -4,6 +4,7 @@ The names of the fields are the same in Python, in `--json` and over HTTP (E-D3,
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -218,6 +219,23 @@ def steps_of(entries: Iterable[Entry]) -> list[JournalEntry]:
     return [_step_of(sorted(found, key=lambda entry: entry.attempt)) for _, found in sorted(by_step.items())]
 
 
+def lacks_something(record: Record) -> bool:
+    """Whether a final record had no room for all of its journal: the slots are still there then."""
+    return record.journal_truncated or any(step.elided for step in record.journal)
+
+
+def completed_by(record: Record, slots: Iterable[JournalEntry]) -> list[JournalEntry]:
+    """A final record's journal with what its slots have and it lacks; where both have something, it is right."""
+    steps = {step.step: step for step in slots}
+    for step in record.journal:
+        slot = steps.get(step.step)
+        if step.elided and slot is not None and not step.response and slot.response:
+            steps[step.step] = replace(step, response=slot.response, elided=not step.request)
+        else:
+            steps[step.step] = step
+    return [step for _, step in sorted(steps.items())]
+
+
 def _step_of(entries: list[Entry]) -> JournalEntry:
     first = entries[0]
     name = names.decode_name(first.name)
@@ -227,7 +245,8 @@ def _step_of(entries: list[Entry]) -> JournalEntry:
         failure, is_final = _judge(entry)
         step.attempt_count = entry.attempt if entry.mark != Mark.GAVE_UP else entry.attempt - 1
         if failure is not None and not is_final:
-            failed.append(Attempt(entry.attempt, 0, entry.time_ns, failure))
+            if entry.mark != Mark.UNAVAILABLE:  # nobody received it: it is only counted
+                failed.append(Attempt(entry.attempt, 0, entry.time_ns, failure))
             continue
         step.error = failure
         step.completed_ns, step.sequence = entry.time_ns, entry.sequence

@@ -501,7 +501,8 @@ async def test_the_journal_of_a_running_run_is_read_from_its_slots(client: Clien
     error = {"Nats-Service-Error-Code": "503", "Nats-Service-Error": "away"}
     value = {"Mesh-Entry": "value", "Mesh-Type": "application/json"}
     await raw.publish(f"{slots}.0.1.call-abc.HelloService%2ESayHello", b"", error)
-    await raw.publish(f"{slots}.0.2.call-abc.HelloService%2ESayHello", b"\n\x02hi")
+    await raw.publish(f"{slots}.0.2.call-abc.HelloService%2ESayHello", b"", {"Mesh-Entry": "unavailable"})
+    await raw.publish(f"{slots}.0.3.call-abc.HelloService%2ESayHello", b"\n\x02hi")
     await raw.publish(f"{slots}.1.1.run-abc.charge", b"7", value)
     journal = (await client.handle("x").describe()).journal
     assert [(item.step, item.kind, item.name, item.response) for item in journal] == [
@@ -509,7 +510,24 @@ async def test_the_journal_of_a_running_run_is_read_from_its_slots(client: Clien
         (1, "run", "charge", 7),
     ]
     assert [attempt.error.code for attempt in journal[0].attempts] == ["UNAVAILABLE"]
-    assert journal[0].attempt_count == 2
+    assert journal[0].attempt_count == 3
+
+
+async def test_what_a_final_record_had_no_room_for_is_read_from_the_slots(client: Client, raw: Raw) -> None:
+    slots = NAMES.slots("x", "incarnation")
+    value = {"Mesh-Entry": "value", "Mesh-Type": "application/json"}
+    big = b'"' + b"b" * 20_000 + b'"'
+    for step, data in enumerate((b'"slot"', big, b'"slot"')):
+        await raw.publish(f"{slots}.{step}.1.run-abc.charge", data, value)
+    kept = (
+        records.JournalEntry(1, "run:charge", response=big, response_type="application/json"),
+        records.JournalEntry(2, "run:charge", response=b'"record"', response_type="application/json"),
+    )
+    record = records.Record("x", "greet", "completed", journal=kept, journal_truncated=True, incarnation="incarnation")
+    fitted = records.fit_record(record, 1024 * 1024)
+    await write_record(raw, "x", "completed", journal=fitted.journal, journal_truncated=True, incarnation="incarnation")
+    journal = (await client.handle("x").describe()).journal
+    assert [(item.step, item.response) for item in journal] == [(0, "slot"), (1, "b" * 20_000), (2, "record")]
 
 
 @asynccontextmanager
