@@ -166,9 +166,11 @@ class Submitter:
             publication.future.set_exception(PermissionDeniedError(operation, subject))
 
     def _state_changed(self, state: str) -> None:
-        if state == "reconnected":
-            for publication in list(self._open.values()):
+        for publication in list(self._open.values()):
+            if state == "reconnected":
                 publication.send()
+            elif state == "closed":
+                publication.give_up()
 
 
 class _Publication:
@@ -209,7 +211,10 @@ class _Publication:
             token = self._connection.request(self._subject, self._data, self._answered, headers=self._block)
         except NotConnectedError as error:
             self._problem = ApiError(503, 0, str(error))
-            self._again(REPEAT_SOON)
+            if self._connection.is_closed:
+                self.give_up()
+            else:
+                self._again(REPEAT_SOON)
         else:
             self._tokens.append(token)
             self._again(REPEAT_AFTER)
@@ -222,9 +227,10 @@ class _Publication:
         if left > pause:
             self._timer = loop.call_later(pause * random.uniform(1, 1.5), self.send)  # noqa: S311  # spreads load
         else:
-            self._timer = loop.call_later(max(left, 0), self._give_up)
+            self._timer = loop.call_later(max(left, 0), self.give_up)
 
-    def _give_up(self) -> None:
+    def give_up(self) -> None:
+        """End with the last problem: what became of the command is not known."""
         if not self.future.done():
             self.future.set_result(PubAck(error=self._problem))
 

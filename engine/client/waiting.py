@@ -63,8 +63,11 @@ class Waiting:
     def begin(self, invocation: str) -> "asyncio.Future[Outcome]":
         """Wait from now on: subscribe, before the invocation is started or its record is read.
 
-        Whoever calls it calls `end` with the future it returns, whatever happens.
+        Whoever calls it calls `end` with the future it returns, whatever happens. Raises UnavailableError where the
+        connection is closed for good.
         """
+        if self._connection.is_closed:
+            raise UnavailableError("the connection is closed", invocation)
         loop = asyncio.get_running_loop()
         watch = self._watches.get(invocation)
         if watch is None:

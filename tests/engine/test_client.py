@@ -197,6 +197,15 @@ async def test_a_server_that_stays_away_is_unavailable_and_says_that_again_is_sa
         await client.start(greet, Person("Ada", 36), id=unknown.value.invocation_id)
 
 
+async def test_a_closed_connection_is_unavailable_at_once(nats_server: NatsServer) -> None:
+    client = await Client.connect(nats_server.url)
+    await client.start(greet, Person("Warm", 1))
+    await client.close()
+    for operation in (client.start(greet, Person("Ada", 36)), client.handle("x").result(timeout=5)):
+        with pytest.raises(errors.UnavailableError):
+            await asyncio.wait_for(operation, 1)
+
+
 async def test_a_server_that_is_killed_and_restarted_takes_the_start(tmp_path: Path) -> None:
     async with NatsServer(tmp_path / "nats") as server, Client.connect(server.url) as client:
         await client.start(greet, Person("Warm", 1))
