@@ -26,17 +26,35 @@ from mesh.method import Method
 from mesh.server import Handler, ServerCall, ServiceDefinition
 
 
-class GrpclibRpcError(RpcError, GRPCError):
-    """A failed call of a grpclib or betterproto stub: both libraries' error."""
+class _Details(list[Any]):
+    """What both libraries call `details`: grpclib a list of messages, grpcio a function that returns the text."""
+
+    def __init__(self, text: str | None) -> None:
+        super().__init__()
+        self._text = text
+
+    def __call__(self) -> str | None:
+        return self._text
+
+
+class _InitializedError(GRPCError):
+    """grpclib's error, made without arguments by grpcio's cooperative constructor."""
+
+    def __init__(self, *args: Any) -> None:
+        Exception.__init__(self, *args)
+
+
+class GrpclibRpcError(RpcError, _InitializedError):
+    """A failed call of a grpclib or betterproto stub: an error of both libraries.
+
+    `details()` is grpcio's text; `details` as grpclib's list of decoded status details is empty.
+    """
 
     def __init__(self, code: grpc.StatusCode, details: str | None = None, **kwargs: Any) -> None:
         RpcError.__init__(self, code, details, **kwargs)
         self.status = Status(codes.NUMBERS[code])
         self.message = details
-        self.details_proto = None
-
-    def __str__(self) -> str:
-        return RpcError.__str__(self)
+        self.details = _Details(details)  # type: ignore[method-assign]  # see _Details
 
 
 class GrpclibCall(Call):
