@@ -133,9 +133,12 @@ def decode_message(header: str) -> str:
 
 def encode_timeout(seconds: float) -> str:
     """`Grpc-Timeout` for a positive time, rounded up: at most 8 digits and a unit."""
-    for unit, most in (("u", 0.1), ("m", 1e5), ("S", 9e7)):
-        if seconds < most:
-            return f"{max(1, math.ceil(round(seconds / _UNITS[unit], 3)))}{unit}"
+    if seconds < 0.1:
+        return f"{max(1, math.ceil(round(seconds * 1e6, 3)))}u"
+    if seconds < 99_999:
+        return f"{math.ceil(round(seconds * 1e3, 3))}m"
+    if seconds < 99_999_999:
+        return f"{math.ceil(seconds)}S"
     return f"{min(99_999_999, math.ceil(seconds / 3600))}H"
 
 

@@ -91,6 +91,9 @@ def encode_request(
 
     Raises ValueError, TypeError or MetadataTooLargeError as `metadata.encode`.
     """
+    has_more = user_metadata or content_type or key or call_name or encoded_metadata
+    if timeout is not None and deadline_ms is not None and not has_more:
+        return _PLAIN_DEADLINE % (metadata.encode_timeout(timeout).encode(), deadline_ms)
     pairs: list[tuple[str, str]] = []
     if timeout is not None:
         pairs.append((GRPC_TIMEOUT, metadata.encode_timeout(timeout)))
@@ -108,6 +111,14 @@ def encode_request(
     return headers.encode(pairs)
 
 
+# The block of a call with a timeout and nothing else: most calls. Written and read in one step, it
+# costs a third of what the general way does on either side (guarded by `make bench`).
+_PLAIN_DEADLINE = b"NATS/1.0\r\nGrpc-Timeout: %b\r\nMesh-Deadline: %d\r\n\r\n"
+_READ_PLAIN_DEADLINE = re.compile(
+    rb"NATS/1\.0\r\nGrpc-Timeout: ([0-9]{1,8}[HMSmun])\r\nMesh-Deadline: ([0-9]{1,15})\r\n\r\n"
+).fullmatch
+
+
 def decode_request(block: bytes) -> RequestHead:
     """What the header block of a request says. Names in any case; unknown headers are ignored.
 
@@ -116,6 +127,10 @@ def decode_request(block: bytes) -> RequestHead:
     """
     if not block:
         return EMPTY_HEAD
+    if plain := _READ_PLAIN_DEADLINE(block):
+        head = RequestHead()
+        head.timeout, head.deadline_ms = metadata.decode_timeout(plain[1].decode()), int(plain[2])
+        return head
     if len(block) > MAX_HEADER_BYTES or block.count(b"\n") > MAX_HEADERS:
         raise BadRequestError(
             grpc.StatusCode.RESOURCE_EXHAUSTED,

@@ -27,6 +27,14 @@ def test_request_head_survives() -> None:
     assert head.metadata == (("mesh-run", "7"), ("k", "v"), ("idempotency-key", "k1"))
 
 
+def test_the_common_block_is_the_same_either_way() -> None:
+    quick = wire.encode_request(timeout=2, deadline_ms=1234)
+    assert headers.parse(quick) == {"Grpc-Timeout": "2000m", "Mesh-Deadline": "1234"}
+    slow = wire.decode_request(quick.replace(b"Grpc", b"grpc"))
+    head = wire.decode_request(quick)
+    assert (head.timeout, head.deadline_ms, head.run) == (slow.timeout, slow.deadline_ms, slow.run) == (2.0, 1234, -1)
+
+
 def test_run_number_without_a_key_fences_nothing() -> None:
     assert wire.decode_request(wire.encode_request(user_metadata=[("mesh-run", "7")])).run == -1
 
