@@ -1,7 +1,7 @@
 """Generated stubs on `Channel`, unchanged."""
 
 from collections.abc import Callable
-from typing import Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import grpc
 import grpc.aio
@@ -88,9 +88,15 @@ class UnaryUnaryMethod(grpc.aio.UnaryUnaryMultiCallable[Any, Any]):
         return call
 
 
+if TYPE_CHECKING:
+    _StreamUnary = grpc.aio.StreamUnaryMultiCallable[Any, Any]
+else:
+    _StreamUnary = grpc.aio.StreamUnaryMultiCallable  # grpcio 1.75's is not generic at run time
+
+
 class _StreamMethod(
     grpc.aio.UnaryStreamMultiCallable[Any, Any],
-    grpc.aio.StreamUnaryMultiCallable[Any, Any],
+    _StreamUnary,
     grpc.aio.StreamStreamMultiCallable[Any, Any],
 ):
     """A stub's streaming method."""
