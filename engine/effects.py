@@ -90,10 +90,11 @@ class Effects:
         """End what belongs to steps that nobody waits for, or to an attempt that is over."""
         for number, flight in list(self.flights.items()):
             step = replay.steps[number] if number < len(replay.steps) else None
+            if step is not None:  # a replay that has just been built does not know of it
+                step.undelivered = flight.undelivered
             if step is None or not step.is_open or step.attempt != flight.attempt:
                 self._end(number, flight)
             else:
-                step.undelivered = flight.undelivered
                 flight.step = step
 
     def _end(self, number: int, flight: Flight) -> None:
@@ -191,7 +192,10 @@ class Effects:
 
     def resend(self, flight: Flight) -> bool:
         """Send an undelivered attempt again, if it still matters; whether it was sent."""
-        if self._run.is_still or self.flights.get(flight.step.number) is not flight or not flight.step.is_open:
+        if self._run.dropped or self.flights.get(flight.step.number) is not flight or not flight.step.is_open:
+            return False
+        if self._run.is_still:  # for a moment: it is sent when the run goes on
+            flight.after(0.0, self._send, flight)
             return False
         self._send(flight)
         return True

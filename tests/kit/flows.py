@@ -16,6 +16,7 @@ from engine import CallFailedError, Context, RetryPolicy, StepFailedError, workf
 from protos.hello_pb2 import HelloRequest
 from protos.hello_pb2_grpc import HelloServiceStub
 from tests.kit.gates import Gate
+from tests.kit.history import value_digest
 from tests.kit.ledger import Ledger
 
 PATIENT = RetryPolicy(initial_backoff=0.05, max_backoff=0.2)
@@ -232,6 +233,20 @@ async def greetings(ctx: Context, names: list[str]) -> list[str]:
     """One durable call a name, by the generated stub, to a service of the mesh."""
     stub = HelloServiceStub(ctx.channel)
     return [(await stub.SayHello(HelloRequest(name=name), timeout=5)).message for name in names]
+
+
+@workflow
+async def three_greetings(ctx: Context, delay: float) -> list[str]:
+    """Three calls that take a time each; every pass writes down what it saw."""
+    stub = HelloServiceStub(ctx.channel.with_options(retry=PATIENT))
+    seen = []
+    for step in range(3):
+        reply = await stub.SayHello(HelloRequest(name=f"slow:{delay:g}:{ctx.invocation_id}-{step}"), timeout=5)
+        Ledger.of_environment().write(
+            "saw", invocation=ctx.invocation_id, step=str(step), run=str(ctx.attempt), note=value_digest(reply)
+        )
+        seen.append(reply.message)
+    return seen
 
 
 @workflow

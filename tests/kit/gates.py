@@ -35,7 +35,7 @@ class Gate:
         self._path.unlink(missing_ok=True)
 
     async def wait(self, timeout: float = 60.0) -> None:
-        """Block this task until the gate is open; the time-out only keeps a failed test from leaving a waiter behind."""
+        """Block this task until the gate is open; the time-out keeps a failed test from leaving a waiter behind."""
         deadline = time.monotonic() + timeout
         while not self.is_open:
             if time.monotonic() > deadline:

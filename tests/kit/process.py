@@ -68,7 +68,7 @@ class Process:
         return self._err.read_text(errors="replace")
 
     async def line(self, prefix: str, timeout: float = 30.0) -> str:
-        """Wait for a whole line of stdout that begins with `prefix`; AssertionError with its output if it ends before."""
+        """Wait for a line of stdout that begins with `prefix`; AssertionError with its output if it ends before."""
         found: list[str] = []
 
         def seen() -> bool:
@@ -151,7 +151,7 @@ class Process:
 
 
 def _state(pid: int) -> str:
-    """The kernel's letter for the state of a process: T stopped, S sleeping, R running; X where it is gone or cannot be told."""
+    """The kernel's letter for the state of a process: T stopped, S sleeping, R running; X where it cannot be told."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:

@@ -1,7 +1,7 @@
 """A service of the mesh that keeps the ledger: `mesh serve tests.kit.services`.
 
-The name in a request says what happens: `gate:<name>` waits at that gate, `slow:<seconds>` takes its
-time, anything else is answered at once.
+The name in a request says what happens: `gate:<name>` waits at that gate, `slow:<seconds>:<label>`
+takes its time, anything else is answered at once.
 """
 
 from __future__ import annotations
@@ -35,6 +35,6 @@ class HelloService(HelloServiceServicer):
         if kind == "gate":
             await Gate.of_environment(rest).wait()
         elif kind == "slow":
-            await asyncio.sleep(float(rest))
+            await asyncio.sleep(float(rest.partition(":")[0]))
         self._ledger.write("end", **written)
         return HelloResponse(message=f"Hello, {request.name}!")

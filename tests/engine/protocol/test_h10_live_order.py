@@ -31,7 +31,7 @@ async def test_an_answer_whose_copy_was_lost_still_wins_the_race(stage: Stage) -
 
 
 async def test_two_answers_that_come_in_one_read_are_fed_in_their_order(stage: Stage) -> None:
-    """The processor is stopped while both are stored: it finds both copies at once, and the order is still the stream's."""
+    """The processor is stopped while both are stored: it finds both copies at once, in the order of the stream."""
     async with (
         stage.client() as client,
         stage.foreign("A") as a,
@@ -52,7 +52,7 @@ async def test_two_answers_that_come_in_one_read_are_fed_in_their_order(stage: S
 
 
 async def test_an_answer_that_was_sent_and_not_stored_is_stored_by_the_processor(stage: Stage) -> None:
-    """A reply header that JetStream obeys keeps the entry out of the journal; the direct copy is enough to repair it."""
+    """A reply header that JetStream obeys keeps the entry out of the journal; the direct copy repairs it."""
     async with stage.client() as client, stage.foreign("Echo") as service:
         await stage.processor()
         handle = await client.start("echo", "x")

@@ -1,4 +1,4 @@
-"""F1: a processor killed before the request, after it, after the answer and after its storage, at each step of a run."""
+"""F1: a processor killed before a request, after it, after the answer and after its storage, at each step of a run."""
 
 from __future__ import annotations
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from tests.kit.foreign import echo
 from tests.kit.ledger import until
+from tests.kit.proxy import publishes
 from tests.kit.stage import Stage
 
 
@@ -35,6 +37,19 @@ async def test_a_wait_for_a_service_survives_the_processor(stage: Stage) -> None
         async with stage.foreign("Echo", echo()) as service:
             assert await handle.result(timeout=15) == "x"
             assert len(service.requests) == 1
+
+
+async def test_a_service_that_comes_while_the_run_is_being_claimed_is_not_missed(stage: Stage) -> None:
+    """The claim of the run's first second takes long: looking for the service goes on when it is done."""
+    async with stage.link() as proxy, stage.client() as client:
+        await stage.processor(url=proxy.url)
+        trap = proxy.trap(publishes("$KV.EXECUTION_STATE.>"))
+        handle = await client.start("echo", "x")
+        await trap.wait()
+        await asyncio.sleep(1.0)
+        trap.release()
+        async with stage.foreign("Echo", echo()):
+            assert await handle.result(timeout=10) == "x"
 
 
 async def test_exhausted_attempts_are_an_unavailable_that_names_the_subject(stage: Stage) -> None:
