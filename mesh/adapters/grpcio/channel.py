@@ -90,14 +90,16 @@ class UnaryUnaryMethod(grpc.aio.UnaryUnaryMultiCallable[Any, Any]):
 
 if TYPE_CHECKING:
     _StreamUnary = grpc.aio.StreamUnaryMultiCallable[Any, Any]
-else:
-    _StreamUnary = grpc.aio.StreamUnaryMultiCallable  # grpcio 1.75's is not generic at run time
+    _StreamStream = grpc.aio.StreamStreamMultiCallable[Any, Any]
+else:  # grpcio 1.75's are not generic at run time
+    _StreamUnary = grpc.aio.StreamUnaryMultiCallable
+    _StreamStream = grpc.aio.StreamStreamMultiCallable
 
 
 class _StreamMethod(
     grpc.aio.UnaryStreamMultiCallable[Any, Any],
     _StreamUnary,
-    grpc.aio.StreamStreamMultiCallable[Any, Any],
+    _StreamStream,
 ):
     """A stub's streaming method."""
 
