@@ -46,7 +46,8 @@ class Row:
 def ratio(row: Row, base: Row, figure: str) -> float:
     """The median of the rounds' own ratios: each round is compared with its neighbour in time."""
     pairs = zip(row.samples, base.samples, strict=True)
-    return median(getattr(a, figure) / (getattr(b, figure) or float("nan")) for a, b in pairs)
+    ratios: list[float] = [getattr(a, figure) / (getattr(b, figure) or float("nan")) for a, b in pairs]
+    return median(ratios)
 
 
 def render(rows: Sequence[Row], bases: Sequence[str]) -> str:

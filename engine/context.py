@@ -134,6 +134,14 @@ class Context:
     async def run(self, name: str, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T: ...
     @overload
     async def run(self, name: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T: ...
+    @overload
+    async def run(  # type: ignore[overload-cannot-match]  # it is matched: by calls that have retry= where P has not
+        self, name: str, function: Callable[..., Awaitable[T]], *args: Any, retry: RetryPolicy | None, **kwargs: Any
+    ) -> T: ...
+    @overload
+    async def run(  # type: ignore[overload-cannot-match]
+        self, name: str, function: Callable[..., T], *args: Any, retry: RetryPolicy | None, **kwargs: Any
+    ) -> T: ...
     async def run(self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Execute a side effect and record what it returns; a step. An `async def` runs in the processor's loop, a
         `def` in a thread.

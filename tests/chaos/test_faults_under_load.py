@@ -65,7 +65,7 @@ async def kill_the_server(cast: Cast) -> None:
     await cast.stage.server.astart()
 
 
-EXECUTIONS = {
+EXECUTIONS: dict[Fault, int] = {
     # A service that lives answers a repeated request from memory; a new one has to execute it again.
     kill_a_processor: 1,
     stop_a_processor_past_ack_wait: 1,

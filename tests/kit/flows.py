@@ -10,6 +10,7 @@ import asyncio
 import os
 import secrets
 import time
+from collections.abc import Callable
 from typing import Any
 
 from engine import CallFailedError, Context, RetryPolicy, StepFailedError, workflow
@@ -118,8 +119,12 @@ async def race_then_sleep(ctx: Context, seconds: float) -> list[str]:
     """Two calls race, and the run sleeps before anybody asks who lost."""
     racers = [asyncio.ensure_future(call(ctx, name)) for name in ("A", "B")]
     order: list[str] = []
+
+    def arrived(name: str) -> Callable[[object], None]:
+        return lambda _task: order.append(name)
+
     for name, task in zip("AB", racers, strict=True):
-        task.add_done_callback(lambda _, name=name: order.append(name))
+        task.add_done_callback(arrived(name))
     await asyncio.wait(racers)
     await asyncio.sleep(seconds)
     return [*order, await call(ctx, "Last", "".join(order))]

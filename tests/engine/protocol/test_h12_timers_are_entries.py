@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from engine import Context
-from engine.model import Kind
+from engine.model import Kind, Step
 from tests.engine.protocol.passes import SECOND, START, answer, begin, fired, replayed, result
 
 
@@ -148,7 +148,7 @@ def test_a_sleep_of_no_number_is_the_codes_own_error() -> None:
     assert result(replayed(code)) == "refused"
 
 
-def _timer_and_call():  # type: ignore[no-untyped-def]
+def _timer_and_call() -> tuple[Step, Step]:
     steps = begin(call_with_timeout).steps
     timer = next(step for step in steps if step.kind == Kind.SLEEP)
     call = next(step for step in steps if step.kind == Kind.CALL)

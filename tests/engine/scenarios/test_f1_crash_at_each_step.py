@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -45,7 +45,7 @@ class Play:
         return self.stage.ledger.count(event="begin", step=f"{self.id}-{self.name}")
 
 
-Instant = Callable[[Play], "asyncio.Future[None] | asyncio.Task[None]"]
+Instant = Callable[[Play], asyncio.Task[None]]
 
 
 def at_frame(play: Play, predicate: FramePredicate) -> asyncio.Task[None]:
@@ -107,7 +107,7 @@ def after_storage(play: Play) -> asyncio.Task[None]:
     return at_storage(play, play.step)
 
 
-REPEATED = {
+REPEATED: dict[tuple[Instant, str], int] = {
     # Executions of the step in all, by what had happened when its processor was killed.
     (before_request, "call"): 1,
     (before_request, "run"): 1,
@@ -134,7 +134,7 @@ async def test_a_run_completes_and_repeats_only_what_was_not_recorded(stage: Sta
         for step, name in enumerate(STEPS):
             play = Play(stage, proxy, services, step)
             killing = instant(play)
-            async with asyncio.timeout(20) if killing else nullcontext():
+            async with asyncio.timeout(20):
                 handle = await client.start("call_run_sleep", "x", id=play.id)
                 await killing
             processor.kill()

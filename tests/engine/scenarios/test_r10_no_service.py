@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
+from engine import Client
 from tests.kit.foreign import echo
-from tests.kit.ledger import until
 from tests.kit.proxy import publishes
 from tests.kit.stage import Stage
 
@@ -62,17 +63,12 @@ async def test_exhausted_attempts_are_an_unavailable_that_names_the_subject(stag
         assert "svc.kit.Steps.Flaky" in result
 
 
-async def described_wait(client, invocation: str, name: str):  # type: ignore[no-untyped-def]
+async def described_wait(client: Client, invocation: str, name: str) -> Any:
     """What `describe` says that a run waits for, once it says why."""
-    found = []
-    deadline = time.monotonic() + 10
-
-    async def look() -> bool:
-        described = await client.handle(invocation).describe()
-        found[:] = [wait for wait in described.waiting_on if wait.name == name and wait.reason]
-        return bool(found)
-
-    while not await look():
-        assert time.monotonic() < deadline, "describe never says what the run waits for"
-        await until(lambda: True)
-    return found[0]
+    async with asyncio.timeout(10):
+        while True:
+            described = await client.handle(invocation).describe()
+            found = [wait for wait in described.waiting_on if wait.name == name and wait.reason]
+            if found:
+                return found[0]
+            await asyncio.sleep(0.02)
