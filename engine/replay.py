@@ -53,6 +53,7 @@ class Replay:
         self.attempt = attempt
         self.now_ns = invocation.command_ns
         self.steps: list[Step] = []
+        self._open: dict[int, Step] = {}  # steps that may be open: a run of many steps must not look through all of them
         self.outcome: Outcome | None = None
         self.is_replaying = False
         self._random: Random | None = None
@@ -103,6 +104,7 @@ class Replay:
         self._loop.set_time(self.now_ns / NANOS)
         if self._decide(step, entry):
             step.sequence, step.completed_ns = entry.sequence, entry.time_ns
+            self._open.pop(step.number, None)
             self._drain()
 
     def _drain(self) -> None:
@@ -116,7 +118,7 @@ class Replay:
             self.outcome = Outcome(failure=describe_exception(self._loop.unhandled))
         elif main.done():
             self.outcome = self._outcome(main)
-        elif not any(step.is_open for step in self.steps):
+        elif not self._waits():
             self.outcome = Outcome(
                 failure=describe_exception(
                     ForeignAwaitError(
@@ -241,6 +243,7 @@ class Replay:
         """The next step, in order of issue; its future is what the code awaits."""
         step = Step(len(self.steps), kind, name, digest, self.now_ns, self._loop.create_future(), call=call, body=body)
         self.steps.append(step)
+        self._open[step.number] = step
         self._fresh.append(step)
         return step
 
@@ -256,6 +259,7 @@ class Replay:
             due_ns=self.now_ns + delay_us * 1000,
         )
         self.steps.append(step)
+        self._open[step.number] = step
         self._fresh.append(step)
 
     @property
@@ -288,7 +292,16 @@ class Replay:
 
     def open_steps(self) -> list[Step]:
         """Steps the code waits for."""
-        return [step for step in self.steps if step.is_open]
+        return [step for step in self._open.values() if step.is_open]
+
+    def _waits(self) -> bool:
+        """Whether the code waits for a step at all."""
+        while self._open:
+            number = next(iter(self._open))
+            if self._open[number].is_open:
+                return True
+            del self._open[number]  # cancelled by the code
+        return False
 
     def put_away(self) -> None:
         """Drop the frames; the journal brings them back."""
