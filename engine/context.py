@@ -11,10 +11,7 @@ from functools import lru_cache
 from random import Random
 from typing import Any, ParamSpec, Protocol, TypeVar, cast, overload
 
-from google.protobuf import descriptor_pool, message_factory
-from google.protobuf.message import Message
-
-from engine import journal, values
+from engine import descriptors, journal, values
 from engine.errors import InvalidNameError
 from engine.model import (
     CALL_POLICY,
@@ -29,7 +26,11 @@ from engine.model import (
     Step,
     seconds,
 )
+from mesh import metadata as grpc_metadata
 from mesh import subjects
+
+MAX_TIMEOUT = 30 * 86_400.0
+"""Seconds that an attempt may take at most; what takes longer is not a call."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -86,17 +87,18 @@ class Context:
         `service` is a full proto name, or a short one where the request's own file or package defines it. The response
         type is the descriptor's unless given. `timeout` is per attempt (default 60 s), seconds or timedelta.
 
+        `request` is a message, a dict in ProtoJSON where the method is known by its descriptor, or encoded bytes.
+
         Raises CallFailedError when the call failed terminally or its attempts are used up, InvalidNameError for a name
-        that no descriptor explains.
+        that no descriptor explains, EncodeError for a request that is none.
         """
-        full_name, cls = _resolve(service, method, request, response_type)
-        payload = values.encode(request, f"the request of {service}.{method}")
+        method_of = descriptors.find_method(service, method, request, response_type)
         step = self.issue_call(
-            full_name,
+            method_of.service,
             method,
-            payload,
-            cls.FromString if hasattr(cls, "FromString") else _decoder(cls),
-            response_type=values.message_type(cls) if isinstance(cls, type) and issubclass(cls, Message) else "",
+            method_of.encode(request),
+            method_of.decode,
+            response_type=method_of.response_type,
             timeout=timeout,
             retry=retry,
             metadata=metadata,
@@ -116,17 +118,23 @@ class Context:
         retry: RetryPolicy | None = None,
         metadata: Sequence[tuple[str, str | bytes]] | None = None,
     ) -> Step:
-        """Issue a durable call without awaiting it: what stubs stand on."""
+        """Issue a durable call without awaiting it: what stubs stand on.
+
+        Raises InvalidNameError, and ValueError for a time-out or metadata that no request can carry.
+        """
         subject, name = _target(service, method, cluster)
+        limit = CALL_TIMEOUT if timeout is None else seconds(timeout)
+        if not 0 < limit < MAX_TIMEOUT:
+            raise ValueError(f"timeout of {limit!r} s: give seconds above 0 and below {MAX_TIMEOUT:g}, or None")
         call = Call(
             subject,
             request.data,
             request.type,
             response_type,
             decode,
-            CALL_TIMEOUT if timeout is None else seconds(timeout),
+            limit,
             retry or CALL_POLICY,
-            tuple(metadata or ()),
+            tuple(grpc_metadata.encode(metadata)) if metadata else (),
         )
         return self._steps.issue(Kind.CALL, name, journal.digest(Kind.CALL, subject.encode(), request.data), call=call)
 
@@ -236,50 +244,6 @@ def _return_type(function: Callable[..., Any]) -> Any:
         return typing.get_type_hints(target).get("return", Any)
     except Exception:  # noqa: BLE001  # hints are the user's code; without them a result decodes to builtins
         return Any
-
-
-def _decoder(cls: Any) -> Callable[[bytes], Any]:
-    if hasattr(cls, "parse"):  # betterproto
-        return lambda data: cls().parse(data)
-    if cls is None or cls is bytes:
-        return bytes
-    return lambda data: values.decode(data, values.JSON, cls, "the reply")
-
-
-def _resolve(service: str, method: str, request: Any, response_type: Any) -> tuple[str, Any]:
-    """Full service name and response class of a call by name."""
-    subjects.check_service(service)
-    subjects.check_method(method)
-    descriptor = _service_descriptor(service, request)
-    if descriptor is None:
-        if response_type is None or "." not in service:
-            raise InvalidNameError(
-                "service",
-                service,
-                "no .proto imported near the request defines it: give package.Service and response_type",
-            )
-        return service, response_type
-    found = descriptor.methods_by_name.get(method)
-    if found is None:
-        known = ", ".join(sorted(descriptor.methods_by_name))
-        raise InvalidNameError("method", method, f"{descriptor.full_name} has {known}")
-    return descriptor.full_name, response_type or message_factory.GetMessageClass(found.output_type)
-
-
-def _service_descriptor(service: str, request: Any) -> Any:
-    pool = descriptor_pool.Default()
-    candidates = [service]
-    if isinstance(request, Message):
-        file = request.DESCRIPTOR.file
-        if service in file.services_by_name:
-            return file.services_by_name[service]
-        candidates.append(f"{file.package}.{service}")
-    for name in candidates:
-        try:
-            return pool.FindServiceByName(name)
-        except KeyError:
-            continue
-    return None
 
 
 if typing.TYPE_CHECKING:

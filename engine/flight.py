@@ -124,6 +124,6 @@ def request_headers(run: _Run, step: Step, call: Call) -> bytes:
         f"Mesh-Deadline: {deadline_ms}\r\nGrpc-Metadata-mesh-invocation-id: {run.id}\r\n"
         f"Grpc-Metadata-mesh-run: {run.number}\r\n"
     )
-    for name, value in grpc_metadata.encode(call.metadata) if call.metadata else ():
+    for name, value in call.metadata:
         block += f"{name}: {value}\r\n"
     return (block + "\r\n").encode()

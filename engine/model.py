@@ -180,7 +180,8 @@ class Call:
     decode: Callable[[bytes], Any]
     timeout: float
     policy: RetryPolicy
-    metadata: tuple[tuple[str, str | bytes], ...] = ()
+    metadata: tuple[tuple[str, str], ...] = ()
+    """As headers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,9 @@ class Replay:
         self.attempt = attempt
         self.now_ns = invocation.command_ns
         self.steps: list[Step] = []
-        self._open: dict[int, Step] = {}  # steps that may be open: a run of many steps must not look through all of them
+        self._open: dict[
+            int, Step
+        ] = {}  # steps that may be open: a run of many steps must not look through all of them
         self.outcome: Outcome | None = None
         self.is_replaying = False
         self._random: Random | None = None
