@@ -92,8 +92,12 @@ class RetryPolicy:
 
     def backoff(self, failures: int, random: float) -> float:
         """Seconds to wait after so many failed attempts; `random` in [0, 1) spreads them by `jitter`."""
-        plain = seconds(self.initial_backoff) * self.backoff_multiplier ** min(failures - 1, 64)
-        return min(plain, seconds(self.max_backoff)) * (1 + self.jitter * (2 * random - 1))
+        most = seconds(self.max_backoff)
+        try:
+            plain = min(seconds(self.initial_backoff) * self.backoff_multiplier ** (failures - 1), most)
+        except OverflowError:
+            plain = most
+        return plain * (1 + self.jitter * (2 * random - 1))
 
     def retries_code(self, code: grpc.StatusCode) -> bool:
         """Whether a failure with this code is tried again."""
