@@ -62,6 +62,10 @@ generate-compat: $(VENV)/dev.stamp  ## import the generated code with the lowest
 lowest: $(LOWEST)/stamp  ## the suite with the lowest admitted version of each dependency
 	$(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
+chaos: $(VENV)/dev.stamp  ## 1,000 runs in flight, processes and servers killed at random, ten rounds of each
+	CHAOS_RUNS=$${CHAOS_RUNS:-1000} CHAOS_ROUNDS=$${CHAOS_ROUNDS:-10} CHAOS_SEED=$${CHAOS_SEED:-$$(date +%s)} \
+		$(BIN)/python -m pytest tests/chaos $(ARGS)
+
 bench: $(VENV)/dev.stamp  ## calls and workflows per second, as ratios to bare nats-py and grpc.aio
 	@$(BIN)/python -m bench $(ARGS)
 
@@ -108,4 +112,4 @@ $(LOWEST)/stamp: pyproject.toml
 	@$(LOWEST)/bin/python -m pip install $(PIP_FLAGS) -c $(LOWEST)/floors.txt -e '.[dev]'
 	@touch $@
 
-.PHONY: help run test pytest coverage check lint types imports format generate generate-check generate-compat lowest bench docs install clean
+.PHONY: help run test pytest chaos coverage check lint types imports format generate generate-check generate-compat lowest bench docs install clean
