@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-import json
 import logging
 import secrets
 import time
@@ -250,11 +249,9 @@ def settle(future: "asyncio.Future[Any]", value: Any) -> None:
 def _on_methods(question: "asyncio.Future[frozenset[str] | None]", peer: Peer, data: bytes, block: bytes) -> None:
     methods = None
     if wire.outcome(data, block).ok:
-        try:
-            answer = json.loads(data)
-            methods = frozenset(map(str, answer["methods"]))
-            peer.crosses = bool(answer.get("crosses"))
+        if (answer := wire.decode_methods(data)) is not None:
+            methods, peer.crosses = answer
             peer.is_mesh = True
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        else:
             logger.warning("a service answered which methods it has by %r", data[:100])
     settle(question, methods)

@@ -16,7 +16,7 @@ import grpc
 from mesh import codec, headers, liveness, metadata, scope, subjects, wire
 from mesh.caller import MAX_BYTES_IN_FLIGHT, Caller, Target
 from mesh.connection import Connection
-from mesh.errors import NotConnectedError, RpcError
+from mesh.errors import NotConnectedError, ProtocolError, RpcError
 from mesh.liveness import Peer
 from mesh.metadata import Pairs
 
@@ -411,9 +411,33 @@ async def describe_service(
     Raises NoRespondersError where no instance of ours lives, RpcError (NOT_FOUND) where it has no
     descriptors, TimeoutError, InvalidNameError.
     """
-    subject = subjects.question_subject(
-        subjects.service_subject(service, prefix, cluster), subjects.DESCRIPTOR_QUESTION
-    )
+    return await _ask_service(connection, service, subjects.DESCRIPTOR_QUESTION, prefix, cluster, timeout)
+
+
+async def methods_of(
+    connection: Connection,
+    service: str,
+    *,
+    prefix: str = subjects.DEFAULT_PREFIX,
+    cluster: str | None = None,
+    timeout: float = 2.0,
+) -> frozenset[str]:
+    """The methods that an instance of the service has, asked on `….<full service name>._mesh.methods`.
+
+    So a method that nobody serves is told from a service that nobody serves. Raises as `describe_service`,
+    and ProtocolError for an answer that is none.
+    """
+    answer = await _ask_service(connection, service, subjects.METHODS_QUESTION, prefix, cluster, timeout)
+    methods = wire.decode_methods(answer)
+    if methods is None:
+        raise ProtocolError(f"{service} answered which methods it has by {answer[:80]!r}")
+    return methods[0]
+
+
+async def _ask_service(
+    connection: Connection, service: str, question: str, prefix: str, cluster: str | None, timeout: float
+) -> bytes:
+    subject = subjects.question_subject(subjects.service_subject(service, prefix, cluster), question)
     answer = await connection.ask(subject, timeout=timeout)
     outcome = wire.outcome(answer.data, answer.headers)
     if not outcome.ok:

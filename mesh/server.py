@@ -33,6 +33,9 @@ Function = Callable[[Any, Any], Awaitable[Any]]
 
 DEFAULT_MAX_CONCURRENT = 4096
 DEFAULT_MAX_MESSAGE_BYTES = 4_194_304
+MAX_BYTES_IN_FLIGHT = 256 << 20
+"""Of requests being served, encoded; their messages may take many times that. Our own callers wait
+before they come near it (M-A6), so what is refused here is an attack or a very uneven spread."""
 MAX_SKEW = 1.0
 """Seconds that two clocks may differ before `Mesh-Deadline` is ignored (M-D3)."""
 BEAT_INTERVAL = 0.5
@@ -53,6 +56,8 @@ class ServerCall:
     deadline: float | None = None
     task: "asyncio.Task[None] | None" = None
     step: "tuple[str, Step] | None" = None
+    size = 0
+    """Bytes of the request while it is being served."""
     _replied = False
     _done = False
     _cut_off = False
@@ -378,6 +383,10 @@ class Endpoint:
             self.stats.rejected += 1
             text = f"the server has its maximum of {host.max_concurrent} concurrent calls"
             call.fail(Code.RESOURCE_EXHAUSTED, text)
+        elif host.bytes_in_flight + len(data) > MAX_BYTES_IN_FLIGHT:
+            self.stats.rejected += 1
+            text = f"the server has requests of {host.bytes_in_flight} bytes in flight, {MAX_BYTES_IN_FLIGHT} at most"
+            call.fail(Code.RESOURCE_EXHAUSTED, text)
         elif len(data) > host.max_receive_bytes:
             text = wire.too_large("request", len(data), host.max_receive_bytes, wire.RECEIVE_LIMIT)
             call.fail(Code.RESOURCE_EXHAUSTED, text)
@@ -423,6 +432,8 @@ class Endpoint:
             call.bound_by(deadline)
         host = self.host
         host.in_flight += 1
+        call.size = len(data)
+        host.bytes_in_flight += call.size
         self.stats.in_flight += 1
         host.calls.add(call)
         call.task = self._create_task(self._run(function, call, request))
@@ -455,6 +466,7 @@ class Endpoint:
     def _finish(self, call: ServerCall) -> None:
         host = self.host
         host.in_flight -= 1
+        host.bytes_in_flight -= call.size
         host.calls.discard(call)
         stats = self.stats
         stats.in_flight -= 1
@@ -527,6 +539,7 @@ class Host:
         self.services: list[HostedService] = []
         self.calls: set[ServerCall] = set()
         self.in_flight = 0
+        self.bytes_in_flight = 0
         self.steps = Steps()
         self.idle: asyncio.Event | None = None
         """Set when the last call ends; there only while stopping."""
@@ -634,7 +647,9 @@ class Host:
         if state == "reconnected":
             self._measure()
         elif state == "closed":
-            self.stopped.set()
+            self._end()
+            for call in list(self.calls):
+                call.cut_off(Code.UNAVAILABLE, "the connection was closed")
 
     def _measure(self) -> None:
         self.room = min(self.max_send_bytes, self.connection.max_payload)
@@ -663,10 +678,14 @@ class Host:
         await self._cut_off_calls()
         if self._last_sids:
             await self.connection.retire(self._last_sids)
-        if self._beating is not None:
-            self._beating.cancel()
         for stop_listening in self._listening:
             stop_listening()
+        self._end()
+
+    def _end(self) -> None:
+        if self._beating is not None:
+            self._beating.cancel()
+            self._beating = None
         self.stopped.set()
 
     async def _finish_calls(self) -> None:

@@ -348,3 +348,15 @@ def too_large(what: str, size: int, limit: int, name: str) -> str:
 def encode_json(value: Any) -> bytes:
     """One JSON document, compact, for answers of the mesh itself."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def decode_methods(data: bytes) -> tuple[frozenset[str], bool] | None:
+    """A service's answer which methods it has, and whether its reply subjects are others than the caller's.
+
+    None for an answer that is none.
+    """
+    try:
+        found = json.loads(data)
+        return frozenset(map(str, found["methods"])), bool(found.get("crosses"))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None

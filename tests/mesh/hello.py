@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from nats.aio.client import Client
+
 import mesh
 from protos.hello_pb2 import HelloRequest, HelloResponse
 from protos.hello_pb2_grpc import (
@@ -52,3 +54,9 @@ def stub(m: mesh.Mesh, cluster: str | None = None) -> Any:
 
 def request(name: str = "World") -> HelloRequest:
     return HelloRequest(name=name)
+
+
+async def flushed(client: Client) -> None:
+    """Return when the server knows all that nats-py was told: its first PING may overtake what is buffered."""
+    await client.flush()
+    await client.flush()

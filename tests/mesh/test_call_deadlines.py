@@ -17,7 +17,7 @@ from nats.aio.client import Client
 import mesh
 from mesh import wire
 from protos.hello_pb2 import HelloRequest, HelloResponse
-from tests.mesh.hello import SUBJECT, greet, request, serving, stub
+from tests.mesh.hello import SUBJECT, flushed, greet, request, serving, stub
 
 Code = grpc.StatusCode
 
@@ -233,7 +233,7 @@ async def test_our_client_sends_both_forms_of_the_deadline(m: mesh.Mesh, foreign
         await message.respond(b"")
 
     await foreigner.subscribe(SUBJECT, cb=answer)
-    await foreigner.flush()
+    await flushed(foreigner)
     await stub(m).SayHello(request(), timeout=2)
     (head,) = heads
     assert 1.9 < head.timeout <= 2.001

@@ -93,6 +93,23 @@ async def test_limits_are_set_by_options_as_in_grpc(roomy: str) -> None:
             assert len((await stub(free).SayHello(request("6000000"))).message) == 6_000_000
 
 
+async def test_server_refuses_past_its_own_bound_on_bytes(m: mesh.Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mesh.server.MAX_BYTES_IN_FLIGHT", 100_000)
+    release = asyncio.Event()
+
+    async def handler(message: HelloRequest, context: Any) -> HelloResponse:
+        await release.wait()
+        return await greet(message, context)
+
+    async with serving(m, handler) as server:
+        calls = [stub(m).SayHello(request("x" * 30_000)) for _ in range(4)]
+        error = await failure(calls[3])
+        assert (error.code(), "in flight" in (error.details() or "")) == (Code.RESOURCE_EXHAUSTED, True)
+        release.set()
+        await asyncio.gather(*calls[:3])
+        assert server._host.bytes_in_flight == 0
+
+
 async def test_past_the_bound_on_bytes_calls_wait_for_their_turn(
     m: mesh.Mesh, caller: mesh.Mesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from nats.aio.client import Client
 
 import mesh
 from protos.hello_pb2 import HelloRequest, HelloResponse
-from tests.mesh.hello import SERVICE, SUBJECT, greet, request, serving, stub
+from tests.mesh.hello import SERVICE, SUBJECT, flushed, greet, request, serving, stub
 
 Code = grpc.StatusCode
 
@@ -65,7 +65,7 @@ async def test_plain_call_sends_no_header_and_gets_none(m: mesh.Mesh, foreigner:
         await message.respond(HelloResponse(message="bare").SerializeToString())
 
     await foreigner.subscribe(SUBJECT, cb=answer)
-    await foreigner.flush()
+    await flushed(foreigner)
     assert (await stub(m).SayHello(request())).message == "bare"
     assert (seen[0].headers, seen[0].data) == (None, request().SerializeToString())
 
@@ -215,7 +215,7 @@ async def test_foreign_replies_are_read_as_they_are_meant(m: mesh.Mesh, foreigne
         await foreigner.publish(message.reply, b"second")
 
     await foreigner.subscribe(SUBJECT, cb=answer)
-    await foreigner.flush()
+    await flushed(foreigner)
     for _, _, code, text in script:
         error = await failure(stub(m).SayHello(request()))
         assert (error.code(), text in (error.details() or "")) == (code, True), error

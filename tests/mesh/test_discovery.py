@@ -16,10 +16,10 @@ from nats.aio.client import Client
 
 import mesh
 from mesh import micro
-from mesh.client import describe_service
+from mesh.client import describe_service, methods_of
 from mesh.discovery import discover
 from protos.orders_pb2_grpc import OrderServiceServicer, add_OrderServiceServicer_to_server
-from tests.mesh.hello import SERVICE, SUBJECT, greet, request, serving, stub
+from tests.mesh.hello import SERVICE, SUBJECT, flushed, greet, request, serving, stub
 
 
 async def collect(client: Client, subject: str, wait: float = 0.3, **kwargs: Any) -> list[dict[str, Any]]:
@@ -33,7 +33,7 @@ async def collect(client: Client, subject: str, wait: float = 0.3, **kwargs: Any
     inbox = client.new_inbox()
     subscription = await client.subscribe(inbox, cb=keep)
     await client.publish(subject, reply=inbox, **kwargs)
-    await client.flush()
+    await flushed(client)
     await asyncio.sleep(wait)
     await subscription.unsubscribe()
     return answers
@@ -113,7 +113,7 @@ async def test_queue_group_can_be_disabled(url: str, m: mesh.Mesh, foreigner: Cl
 
         await foreigner.subscribe("both", cb=keep)
         await foreigner.publish(SUBJECT, b"", reply="both")
-        await foreigner.flush()
+        await flushed(foreigner)
         await asyncio.sleep(0.2)
         assert len(replies) == 2
 
@@ -124,7 +124,7 @@ async def test_control_message_without_reply_is_ignored(m: mesh.Mesh, caller: me
         for _ in range(1000):
             for verb in ("PING", "INFO", "STATS", "WHAT"):
                 await foreigner.publish(f"$SRV.{verb}", b"x")
-        await foreigner.flush()
+        await flushed(foreigner)
         assert (await stub(caller).SayHello(request())).message == "Hello, World!"
 
 
@@ -163,7 +163,7 @@ async def test_odd_answers_are_shown_as_invalid(m: mesh.Mesh, caller: mesh.Mesh,
             await foreigner.publish(message.reply, body)
 
     await foreigner.subscribe("$SRV.INFO", cb=answer)
-    await foreigner.flush()
+    await flushed(foreigner)
     async with serving(m):
         found = await discover(caller.connection)
         assert sum(not item.fault for item in found) == 1
@@ -185,6 +185,21 @@ async def test_descriptors_come_from_the_service_itself(m: mesh.Mesh, caller: me
         await describe_service(caller.connection, SERVICE)
     with pytest.raises(mesh.InvalidNameError):
         await describe_service(caller.connection, "a b")
+
+
+async def test_methods_come_from_the_service_itself(m: mesh.Mesh, caller: mesh.Mesh, foreigner: Client) -> None:
+    async with serving(m):
+        assert await methods_of(caller.connection, SERVICE) == {"SayHello"}
+
+    async def odd(message: Any) -> None:
+        await message.respond(b"[]")
+
+    await foreigner.subscribe("svc.tests.Odd._mesh.methods", cb=odd)
+    await flushed(foreigner)
+    with pytest.raises(mesh.ProtocolError):
+        await methods_of(caller.connection, "tests.Odd")
+    with pytest.raises(mesh.NoRespondersError):
+        await methods_of(caller.connection, SERVICE)
 
 
 async def test_service_without_descriptors_says_so(m: mesh.Mesh) -> None:

@@ -165,5 +165,26 @@ async def test_closed_connection_ends_the_server(url: str) -> None:
     await asyncio.wait_for(server.stop(1), 3)
 
 
+async def test_closing_the_connection_cancels_handlers(url: str) -> None:
+    cancelled = asyncio.Event()
+
+    async def handler(message: HelloRequest, context: Any) -> HelloResponse:
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+        return await greet(message, context)
+
+    m = await mesh.connect(url)
+    async with serving(m, handler) as server:
+        call = stub(m).SayHello(request())
+        await m.connection.round_trip()
+        await m.close()
+        await asyncio.wait_for(cancelled.wait(), 1)
+        assert call.cancelled()
+        assert server._host._beating is None
+
+
 async def test_server_that_never_started_can_be_stopped(m: mesh.Mesh) -> None:
     await asyncio.wait_for(mesh.Server(m).stop(1), 1)

@@ -17,7 +17,7 @@ import pytest
 from nats.aio.client import Client
 
 import mesh
-from tests.mesh.hello import SERVICE, SUBJECT, request, serving, stub
+from tests.mesh.hello import SERVICE, SUBJECT, flushed, request, serving, stub
 
 BLOCKS = [
     b"NATS/1.0",
@@ -148,7 +148,7 @@ async def test_odd_replies_end_the_call_and_nothing_else(m: mesh.Mesh, foreigner
         raw.publish(message.reply.encode(), b"", BLOCKS[index], BODIES[index % len(BODIES)])
 
     await foreigner.subscribe(SUBJECT, cb=answer)
-    await foreigner.flush()
+    await flushed(foreigner)
     for index in range(len(BLOCKS)):
         call = stub(m).SayHello(request(str(index)), timeout=2)
         await call.settled()

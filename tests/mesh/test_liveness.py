@@ -19,7 +19,7 @@ from nats.aio.client import Client
 import mesh
 from mesh.localserver import LocalServer
 from protos.hello_pb2 import HelloRequest, HelloResponse
-from tests.mesh.hello import SUBJECT, greet, request, serving, stub
+from tests.mesh.hello import SUBJECT, flushed, greet, request, serving, stub
 
 Code = grpc.StatusCode
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -110,7 +110,7 @@ async def test_many_slow_calls_are_asked_for_together(m: mesh.Mesh, caller: mesh
         questions.append(message.data)
 
     await foreigner.subscribe(f"{SUBJECT}._call", cb=see)
-    await foreigner.flush()
+    await flushed(foreigner)
     async with serving(m, handler):
         calls = [stub(caller).SayHello(request(str(n))) for n in range(250)]
         await asyncio.sleep(2.5)
@@ -141,7 +141,7 @@ async def test_foreign_service_is_not_asked_for(caller: mesh.Mesh, foreigner: Cl
         await message.respond(HelloResponse(message="late").SerializeToString())
 
     await foreigner.subscribe(SUBJECT, cb=answer)
-    await foreigner.flush()
+    await flushed(foreigner)
     assert (await stub(caller).SayHello(request())).message == "late"
 
 

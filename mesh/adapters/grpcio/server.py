@@ -17,6 +17,9 @@ from mesh.adapters.grpcio.limits import UNLIMITED, message_limits
 from mesh.method import Method
 from mesh.server import DEFAULT_MAX_CONCURRENT, Handler, Host, HostedService, ServerCall, ServiceDefinition
 
+MAX_THREADS = 64
+"""Of one server, for servicers of plain functions; a thread is made when all others are busy."""
+
 
 class Server(grpc.aio.Server):
     """Hosts generated servicers: `add_XServicer_to_server(servicer, server)`, `await server.start()`.
@@ -120,7 +123,7 @@ class Server(grpc.aio.Server):
 
     async def _in_thread(self, function: Callable[[Any, Any], Any], request: Any, call: ServerCall) -> Any:
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(thread_name_prefix="mesh-servicer")
+            self._pool = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="mesh-servicer")
         context = contextvars.copy_context()
         work = functools.partial(context.run, function, request, SyncServicerContext(call))
         response = await call.endpoint.host.loop.run_in_executor(self._pool, work)
