@@ -191,12 +191,12 @@ class Caller:
         for turn in turns:
             settle(turn, None)
 
-    async def wait_turn(self) -> bool:
-        """Wait for a connection and for room in flight. False where there is no connection within the grace.
+    async def wait_turn(self, grace: float | None) -> bool:
+        """Wait for a connection and for room in flight. False where there is none within `grace` seconds (None: wait).
 
         Whoever waited calls `release(0)` when it has sent, or does not: there may be room for another.
         """
-        grace = self.loop.time() + self.reconnect_grace
+        end = None if grace is None else self.loop.time() + grace
         while True:
             connected = self.connection.is_connected
             if connected and self.bytes_in_flight <= MAX_BYTES_IN_FLIGHT:
@@ -206,7 +206,7 @@ class Caller:
             turn: asyncio.Future[None] = self.loop.create_future()
             self._turns.append(turn)
             try:
-                async with asyncio.timeout_at(None if connected else grace):
+                async with asyncio.timeout_at(None if connected else end):
                     await turn
             except TimeoutError:
                 return False

@@ -151,7 +151,7 @@ class Call:
     async def _send_in_turn(self) -> None:
         caller = self._caller
         try:
-            has_turn = await caller.wait_turn()
+            has_turn = await caller.wait_turn(None if self._wait_for_ready else caller.reconnect_grace)
         except asyncio.CancelledError:
             caller.release(0)
             raise

@@ -1,10 +1,11 @@
 """What an instance remembers of engine steps: run numbers, and answers for duplicates. Pure.
 
 A step is sent again with the same key by whoever takes its invocation over, and by a zombie that
-has not noticed yet. An instance that has seen the key refuses a lower run number than it saw,
-answers a duplicate of a finished step without executing it, and lets a duplicate of a running one
-wait for the same answer. Only good answers are remembered: a failed attempt is meant to be
-repeated. It is one instance's memory, bounded by count and bytes; whoever has not seen the step
+has not noticed yet. An instance that has seen the key never executes a request with a lower run
+number than it saw; it answers a duplicate of a finished step without executing it, and lets a
+duplicate of a running one wait for the same answer. A zombie's too: its reply subject may be the
+very journal slot that its successor waits for, and a refusal there would be taken for the answer.
+Only good answers are remembered: a failed attempt is meant to be repeated. It is one instance's memory, bounded by count and bytes; whoever has not seen the step
 executes it, and there only the handler's own use of the key protects.
 """
 
@@ -26,7 +27,7 @@ class Verdict(enum.Enum):
     ANSWER = enum.auto()
     """The step is done: send the remembered reply."""
     REFUSE = enum.auto()
-    """A higher run number has been seen: a zombie asks."""
+    """A higher run number has been seen, and the step does not run: a zombie asks."""
 
 
 @dataclass(slots=True)
@@ -64,13 +65,14 @@ class Steps:
         step = self._steps.get(key)
         if step is None:
             step = self._steps[key] = Step(run)
-        elif run < step.run:
-            return Verdict.REFUSE, step
         else:
+            if step.owner is not None:
+                step.run = max(step.run, run)
+                return Verdict.JOIN, step
+            if run < step.run:
+                return Verdict.REFUSE, step
             step.run = run
             self._steps.move_to_end(key)
-            if step.owner is not None:
-                return Verdict.JOIN, step
             if step.reply is not None:
                 return Verdict.ANSWER, step
         step.owner = owner

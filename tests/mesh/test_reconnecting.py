@@ -75,6 +75,8 @@ async def test_call_waits_for_a_connection_no_longer_than_the_grace(server: Loca
         error = await failure(stub(caller).SayHello(request()))
         assert (error.code(), "nothing was sent" in (error.details() or "")) == (Code.UNAVAILABLE, True)
         assert 0.25 < time.monotonic() - began < 1
+        error = await failure(stub(caller).SayHello(request(), timeout=0.6, wait_for_ready=True))
+        assert error.code() is Code.DEADLINE_EXCEEDED, "who waits for ready waits longer"
         server.start()
         await asyncio.wait_for(caller.channel.channel_ready(), 10)
 
