@@ -5,8 +5,9 @@ has not noticed yet. An instance that has seen the key never executes a request 
 number than it saw; it answers a duplicate of a finished step without executing it, and lets a
 duplicate of a running one wait for the same answer. A zombie's too: its reply subject may be the
 very journal slot that its successor waits for, and a refusal there would be taken for the answer.
-Only good answers are remembered: a failed attempt is meant to be repeated. It is one instance's memory, bounded by count and bytes; whoever has not seen the step
-executes it, and there only the handler's own use of the key protects.
+Only good answers are remembered: a failed attempt is meant to be repeated. It is one instance's
+memory, bounded by count and bytes; whoever has not seen the step executes it, and there only the
+handler's own use of the key protects.
 """
 
 import enum
