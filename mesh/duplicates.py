@@ -93,14 +93,15 @@ class Steps:
         return waiting
 
     def _forget_oldest(self) -> None:
-        if len(self._steps) <= self._max_count and self._bytes <= self._max_bytes:
-            return
-        for key in list(self._steps):
-            step = self._steps[key]
-            if step.owner is not None:  # its number is bounded by the server's concurrency
-                continue
+        excess = len(self._steps) - self._max_count
+        victims = []
+        for key, step in self._steps.items():  # the oldest first
+            if excess <= 0 and self._bytes <= self._max_bytes:
+                break
+            if step.owner is None:  # those that run are bounded by the server's concurrency
+                victims.append(key)
+                excess -= 1
+                if step.reply is not None:
+                    self._bytes -= len(step.reply[0]) + len(step.reply[1])
+        for key in victims:
             del self._steps[key]
-            if step.reply is not None:
-                self._bytes -= len(step.reply[0]) + len(step.reply[1])
-            if len(self._steps) <= self._max_count and self._bytes <= self._max_bytes:
-                return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from mesh.duplicates import Steps, Verdict
 
 REPLY = (b"x" * 100, b"")
@@ -71,3 +73,18 @@ def test_running_steps_are_never_forgotten() -> None:
     for n in range(10):
         steps.admit(str(n), 5, "owner")
     assert [steps.admit(str(n), 4, "zombie")[0] for n in range(10)] == [Verdict.JOIN] * 10
+
+
+def test_a_full_memory_is_as_quick_as_an_empty_one() -> None:
+    def seconds(steps: Steps) -> float:
+        began = time.perf_counter()
+        for n in range(2000):
+            _, step = steps.admit(f"new {n}", 1, "owner")
+            steps.finish(f"new {n}", step, REPLY)
+        return time.perf_counter() - began
+
+    full = Steps(max_count=20_000)
+    for n in range(20_000):
+        _, step = full.admit(str(n), 1, "owner")
+        full.finish(str(n), step, REPLY)
+    assert seconds(full) < 20 * seconds(Steps(max_count=20_000))
