@@ -10,6 +10,7 @@ import contextlib
 import functools
 import json
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -472,7 +473,7 @@ class Endpoint:
         stats.in_flight -= 1
         stats.processing_time_ns += time.perf_counter_ns() - call.began_ns
         call.finish()
-        if not host.calls and host.idle is not None:
+        if not host.calls and host.is_stopping:
             host.idle.set()
 
     # --- JSON ------------------------------------------------------------------------------------
@@ -541,13 +542,12 @@ class Host:
         self.in_flight = 0
         self.bytes_in_flight = 0
         self.steps = Steps()
-        self.idle: asyncio.Event | None = None
-        """Set when the last call ends; there only while stopping."""
+        self.idle = asyncio.Event()
+        """Set when the last call ends, and when a stop is to look again."""
         self.is_started = False
-        self.is_stopping = False
+        self._draining: asyncio.Task[None] | None = None
         self.stopped = asyncio.Event()
-        self._stop_at = 0.0
-        self._hurry = asyncio.Event()
+        self._stop_at = math.inf
         self._sids: list[int] = []
         self._last_sids: list[int] = []
         """Of questions about calls: asked and answered as long as one is being served."""
@@ -564,6 +564,11 @@ class Host:
             connection.on_state(self._on_state),
             connection.on_permission_error(self._on_refused),
         ]
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._draining is not None
 
     def add(self, definition: ServiceDefinition) -> HostedService:
         """Take a service in; before `start`. Raises RuntimeError after it, ValueError for one twice."""
@@ -662,25 +667,25 @@ class Host:
         Every request that the NATS server handed to this instance is answered; afterwards there are
         no responders here. A second call with a smaller grace makes it shorter.
         """
-        until = self.loop.time() + (grace or 0.0)
-        if self.is_stopping:
-            self._stop_at = min(self._stop_at, until)
-            self._hurry.set()
-            await self.stopped.wait()
-            return
-        self.is_stopping = True
-        self._stop_at = until
-        self.idle = asyncio.Event()
-        sids, self._sids = self._sids, []
-        if sids:
-            await self.connection.retire(sids)
-        await self._finish_calls()
-        await self._cut_off_calls()
-        if self._last_sids:
-            await self.connection.retire(self._last_sids)
-        for stop_listening in self._listening:
-            stop_listening()
-        self._end()
+        self._stop_at = min(self._stop_at, self.loop.time() + (grace or 0.0))
+        self.idle.set()
+        if self._draining is None:
+            self._draining = self.loop.create_task(self._drain())
+        await asyncio.shield(self._draining)  # it goes on, should whoever waits for it give up
+
+    async def _drain(self) -> None:
+        try:
+            sids, self._sids = self._sids, []
+            if sids:
+                await self.connection.retire(sids)
+            await self._finish_calls()
+            await self._cut_off_calls()
+            if self._last_sids:
+                await self.connection.retire(self._last_sids)
+        finally:
+            for stop_listening in self._listening:
+                stop_listening()
+            self._end()
 
     def _end(self) -> None:
         if self._beating is not None:
@@ -689,14 +694,11 @@ class Host:
         self.stopped.set()
 
     async def _finish_calls(self) -> None:
-        assert self.idle is not None
-        while self.calls and (left := self._stop_at - self.loop.time()) > 0:
-            waits = [self.loop.create_task(self.idle.wait()), self.loop.create_task(self._hurry.wait())]
-            await asyncio.wait(waits, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            for wait in waits:
-                wait.cancel()
-            self._hurry.clear()
+        while self.calls and self._stop_at > self.loop.time():
             self.idle.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(self._stop_at):
+                    await self.idle.wait()
 
     async def _cut_off_calls(self) -> None:
         left = [call for call in self.calls if call.task is not None]

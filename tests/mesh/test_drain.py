@@ -83,6 +83,23 @@ async def test_after_the_grace_calls_are_cut_off_as_unavailable(m: mesh.Mesh, ca
         assert time.monotonic() - began < 1
 
 
+async def test_giving_up_on_a_stop_does_not_end_it(m: mesh.Mesh, caller: mesh.Mesh) -> None:
+    release = asyncio.Event()
+
+    async def handler(message: HelloRequest, context: Any) -> HelloResponse:
+        await release.wait()
+        return await greet(message, context)
+
+    async with serving(m, handler) as server:
+        call = stub(caller).SayHello(request())
+        await caller.connection.round_trip()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(server.stop(20), 0.1)
+        release.set()
+        assert (await call).message == "Hello, World!"
+        assert await server.wait_for_termination(2)
+
+
 async def test_handler_that_does_not_end_does_not_hold_up_the_stop(
     m: mesh.Mesh, caller: mesh.Mesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
