@@ -94,7 +94,7 @@ async def test_limits_are_set_by_options_as_in_grpc(roomy: str) -> None:
 
 
 async def test_server_refuses_past_its_own_bound_on_bytes(m: mesh.Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mesh.server.MAX_BYTES_IN_FLIGHT", 100_000)
+    monkeypatch.setattr("mesh.server.endpoint.MAX_BYTES_IN_FLIGHT", 100_000)
     release = asyncio.Event()
 
     async def handler(message: HelloRequest, context: Any) -> HelloResponse:

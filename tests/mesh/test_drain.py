@@ -103,7 +103,7 @@ async def test_giving_up_on_a_stop_does_not_end_it(m: mesh.Mesh, caller: mesh.Me
 async def test_handler_that_does_not_end_does_not_hold_up_the_stop(
     m: mesh.Mesh, caller: mesh.Mesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mesh.server.ABANDON_AFTER", 0.1)
+    monkeypatch.setattr("mesh.server.host.ABANDON_AFTER", 0.1)
     release = asyncio.Event()
 
     async def handler(message: HelloRequest, context: Any) -> HelloResponse:
