@@ -48,7 +48,7 @@ class Flight:
         self.undelivered = 0
         self.reason = ""
         self._pause = FIRST_LOOK
-        self._timer: tuple[asyncio.TimerHandle, Callable[..., None], tuple[Any, ...]] | None = None
+        self._timer: tuple[float, asyncio.TimerHandle, Callable[..., None], tuple[Any, ...]] | None = None
 
     def delay(self, now_ns: int) -> float:
         """Seconds of back-off left before this attempt, counted from when the last one failed."""
@@ -62,15 +62,16 @@ class Flight:
     def after(self, delay: float, callback: Callable[..., None], *args: Any) -> None:
         """Call back after `delay` seconds, unless it is cancelled."""
         self._cancel_timer()
-        handle = asyncio.get_running_loop().call_later(delay, callback, *args)
-        self._timer = (handle, callback, args)
+        loop = asyncio.get_running_loop()
+        handle = loop.call_later(delay, callback, *args)  # uvloop's for a delay of 0 cannot be asked when() it is due
+        self._timer = (loop.time() + delay, handle, callback, args)
 
     def wake(self) -> None:
         """Call back now what is waiting: whether it really is time, the callback looks for itself."""
         timer = self._timer
-        if timer is not None and timer[0].when() <= asyncio.get_running_loop().time():
+        if timer is not None and timer[0] <= asyncio.get_running_loop().time():
             self._timer = None
-            timer[1](*timer[2])
+            timer[2](*timer[3])
 
     def sent(self, now: float, timeout: float, timed_out: Callable[["Flight"], None]) -> None:
         """The request went out."""
@@ -107,7 +108,7 @@ class Flight:
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:
-            self._timer[0].cancel()
+            self._timer[1].cancel()
             self._timer = None
 
 
