@@ -70,7 +70,7 @@ class Flight:
         """Call back now what is waiting: whether it really is time, the callback looks for itself."""
         timer = self._timer
         if timer is not None and timer[0] <= asyncio.get_running_loop().time():
-            self._timer = None
+            self._cancel_timer()
             timer[2](*timer[3])
 
     def sent(self, now: float, timeout: float, timed_out: Callable[["Flight"], None]) -> None:
