@@ -58,6 +58,11 @@ class ServerCall:
         """What its caller may call it in a question."""
         return tuple(name for name in (self.reply, self.head.call_name) if name)
 
+    @property
+    def is_answered(self) -> bool:
+        """Whether the caller has its answer, whatever the handler still does."""
+        return self._replied
+
     # --- answers ---------------------------------------------------------------------------------
 
     def succeed(self, response: Any) -> None:

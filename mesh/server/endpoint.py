@@ -187,7 +187,7 @@ class Endpoint:
             self._finish(call)
 
     def _raised(self, call: ServerCall, error: Exception) -> None:
-        if not call.cancelled():
+        if not call.is_answered:
             logger.error("%s raised", self.method.path, exc_info=error)
         code = call.code()
         text = f"Unexpected {type(error)}: {error}"

@@ -269,3 +269,107 @@ async def test_description_and_version_come_from_the_servicer(m: mesh.Mesh) -> N
     server = mesh.Server(m)
     add_HelloServiceServicer_to_server(HelloServiceServicer(), server)  # type: ignore[abstract]
     assert server.services[0].info.version == "0.0.0"
+
+
+class _Status:
+    """What grpcio-status makes of rich details."""
+
+    code = Code.RESOURCE_EXHAUSTED
+    details = "rich"
+    trailing_metadata = (("grpc-status-details-bin", b"\x01"),)
+
+
+async def test_abort_with_status(m: mesh.Mesh) -> None:
+    async def handler(_message: HelloRequest, context: Any) -> None:
+        await context.abort_with_status(_Status)
+
+    async with serving(m, handler):
+        error = await failure(stub(m).SayHello(request()))
+        assert (error.code(), error.details()) == (Code.RESOURCE_EXHAUSTED, "rich")
+        assert list(error.trailing_metadata() or ()) == [("grpc-status-details-bin", b"\x01")]
+
+
+async def test_abort_with_ok_is_unknown_and_codes_may_be_numbers(m: mesh.Mesh) -> None:
+    async def handler(message: HelloRequest, context: Any) -> Any:
+        if message.name == "ok":
+            await context.abort(Code.OK, "")
+        context.set_code(5)
+        context.set_details("by number")
+        assert context.trailing_metadata() == ()
+        return HelloResponse()
+
+    async with serving(m, handler):
+        assert (await failure(stub(m).SayHello(request("ok")))).code() is Code.UNKNOWN
+        assert (await failure(stub(m).SayHello(request()))).code() is Code.NOT_FOUND
+
+
+def _broken(_message: Any) -> bytes:
+    raise OverflowError("broken")
+
+
+@pytest.mark.parametrize(("serializer", "text"), [(_broken, "broken"), (lambda _: "text", "returned str, not bytes")])
+async def test_response_that_does_not_serialize_is_internal(m: mesh.Mesh, serializer: Any, text: str) -> None:
+    server = mesh.Server(m)
+    handler: Any = grpc.unary_unary_rpc_method_handler(greet, lambda _: request(), serializer)
+    server.add_registered_method_handlers("tests.Broken", {"M": handler})
+    await server.start()
+    error = await failure(m.channel.unary_unary("/tests.Broken/M")(b""))
+    assert (error.code(), text in (error.details() or "")) == (Code.INTERNAL, True)
+    await server.stop(None)
+
+
+class SynchronousContext(HelloServiceServicer):
+    """What else the context of a plain function can do."""
+
+    def __init__(self) -> None:
+        self.ended = threading.Event()
+
+    def SayHello(self, message: HelloRequest, context: Any) -> HelloResponse:
+        assert context.peer().startswith("nats:")
+        assert (context.peer_identities(), context.peer_identity_key(), context.auth_context()) == (None, None, {})
+        context.set_compression(grpc.Compression.Gzip)
+        context.disable_next_message_compression()
+        assert context.add_callback(self.ended.set)
+        match message.name:
+            case "code":
+                context.set_code(Code.ABORTED)
+                context.set_details("set")
+                assert (context.code(), context.details(), context.trailing_metadata()) == (Code.ABORTED, "set", ())
+            case "cancel":
+                assert context.cancel()
+            case "status":
+                context.abort_with_status(_Status)
+        return HelloResponse()
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("code", Code.ABORTED), ("cancel", Code.CANCELLED), ("status", Code.RESOURCE_EXHAUSTED)],
+)
+async def test_context_of_a_synchronous_servicer(m: mesh.Mesh, name: str, code: grpc.StatusCode) -> None:
+    servicer = SynchronousContext()
+    server = mesh.Server(m)
+    add_HelloServiceServicer_to_server(servicer, server)
+    await server.start()
+    assert (await failure(stub(m).SayHello(request(name)))).code() is code
+    await server.stop(1)
+    assert await asyncio.to_thread(servicer.ended.wait, 1)
+
+
+async def test_cancelled_call_frees_its_place_though_its_thread_goes_on(m: mesh.Mesh) -> None:
+    release = threading.Event()
+
+    class Blocking(HelloServiceServicer):
+        def SayHello(self, message: HelloRequest, context: Any) -> HelloResponse:
+            release.wait(10)
+            return HelloResponse()
+
+    server = mesh.Server(m)
+    add_HelloServiceServicer_to_server(Blocking(), server)
+    await server.start()
+    error = await failure(stub(m).SayHello(request(), timeout=0.1))
+    assert error.code() is Code.DEADLINE_EXCEEDED
+    await m.connection.round_trip()
+    assert server._host.in_flight == 0
+    release.set()
+    await server.stop(1)
