@@ -13,6 +13,7 @@ async def test_a_zombie_does_not_take_its_successors_command_away(stage: Stage) 
         zombie = await stage.processor()
         handle = await client.start("echo", "x")
         await service.wait_for(1)
+        await stage.raw.wait_for_status(handle.id, "running")
         await zombie.freeze()
         successor = await stage.processor()
         await service.wait_for(2)
@@ -41,6 +42,7 @@ async def test_a_zombie_that_would_finish_is_refused_and_silent(stage: Stage) ->
         zombie = await stage.processor()
         handle = await client.start("echo", "x")
         first = (await service.wait_for(1))[0]
+        await stage.raw.wait_for_status(handle.id, "running")
         await zombie.freeze()
         await first.respond(b"answer")  # lies in the zombie's socket: all that it needs to finish
         successor = await stage.processor()

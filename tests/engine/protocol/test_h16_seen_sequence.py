@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+from engine import journal
+from engine.model import Kind
 from tests.kit.foreign import echo
 from tests.kit.proxy import delivers
 from tests.kit.stage import Stage
@@ -30,6 +34,24 @@ async def test_an_entry_whose_copy_was_lost_is_consumed_before_the_run_is_suspen
         await stage.processor("--suspend-after", "0")
         assert await handle.result(timeout=15) == ["A", "B", "seen AB"]
         assert (len(a.requests), len(b.requests), len(last.requests)) == (1, 1, 1)
+
+
+async def test_an_entry_stored_while_the_run_is_being_suspended_is_consumed(stage: Stage) -> None:
+    """The complete read before the suspending record finds a timer fired: nobody would wake the run for it again."""
+    whole_journal = re.compile(rb'\.asleep\.([^."]+)\.>"')
+    async with stage.link() as proxy, stage.client() as client:
+        await stage.processor("--suspend-after", "0", url=proxy.url)
+        trap = proxy.trap(lambda frame: frame.direction == "up" and bool(whole_journal.search(frame.payload)), skip=1)
+        handle = await client.start("sleeper", 4.0, id="asleep")
+        read = whole_journal.search((await trap.wait()).payload)
+        assert read is not None
+        entry = (await stage.raw.slots("asleep"))[0].stored.subject.rsplit(".", 4)[0]
+        slot = f"{entry}.1.1.sleep-{journal.digest(Kind.SLEEP, b'4000000')}.4s"
+        assert read[1].decode() in slot
+        await stage.raw.publish(slot, b"", {"Mesh-Entry": "fired"})
+        trap.release()
+        await handle.result(timeout=3)
+        assert stage.ledger.count(event="run", step="after") == 1
 
 
 async def test_a_suspended_run_costs_no_command_and_has_its_timer_stored(stage: Stage) -> None:
