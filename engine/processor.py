@@ -45,6 +45,8 @@ TICK = 0.1
 """Seconds between two looks at every run in memory."""
 BUSY_DELAY = 0.1
 """Seconds after which a command that came when the last slot was taken is delivered elsewhere."""
+GATE_TIMEOUT = 3.0
+"""Seconds after which a run is taken up patiently: one of its gate's two questions was not answered."""
 THREADS = 32
 """Synchronous `ctx.run` functions that run at once."""
 CLOCK_INTERVAL = 15.0
@@ -397,6 +399,8 @@ class Processor:
             for run in list(self.runs.values()):
                 try:
                     run.tick(now)
+                    if run.invocation is None and now - run.began > GATE_TIMEOUT:
+                        self._contest(run)
                 except NotConnectedError:
                     break
                 except Exception:  # one run's fault must not stop the look at all others
