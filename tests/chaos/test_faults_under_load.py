@@ -126,9 +126,7 @@ async def record_of(stage: Stage, invocation: str) -> ExecutionState:
 
 async def calm(stage: Stage) -> None:
     """No command is left, none is held, no timer is orphaned."""
-    async with asyncio.timeout(30):
-        while await stage.raw.messages("COMMANDS") > 0:
-            await asyncio.sleep(0.05)
+    await stage.no_commands_left(30)
     info = await stage.raw.consumer("three_greetings")
     assert (info["num_pending"], info["num_ack_pending"]) == (0, 0)
     assert await stage.raw.messages("TIMERS") == 0

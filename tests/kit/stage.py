@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -87,6 +88,12 @@ class Stage:
     def foreign(self, method: str, handler: Handler = silence) -> Foreign:
         """A service `kit.Steps` that knows nothing of us: one method of it, living in the test."""
         return Foreign(self.raw.client, f"svc.kit.Steps.{method}", handler)
+
+    async def no_commands_left(self, timeout: float = 20.0) -> None:
+        """Wait until the queue is empty: nothing is left to be done, or to be done again."""
+        async with asyncio.timeout(timeout):
+            while await self.raw.messages("COMMANDS") > 0:
+                await asyncio.sleep(0.02)
 
     @asynccontextmanager
     async def client(self, url: str | None = None) -> AsyncIterator[Client]:
