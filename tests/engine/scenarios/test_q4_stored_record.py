@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from importlib import resources
-from pathlib import Path
 
 import pytest
 
 from engine import WorkflowFailedError
+from engine.durable_pb2 import ExecutionState
 from tests.kit.foreign import Request, echo, script
 from tests.kit.stage import ROOT, Stage
 
@@ -33,7 +33,7 @@ async def test_the_key_of_a_completed_run_holds_its_input_its_result_and_every_s
         result = await client.invoke("call_run_sleep", "x", id="told", timeout=15)
         bucket = await stage.raw.client.jetstream().key_value("EXECUTION_STATE")
         value = (await bucket.get("told")).value
-        state = shipped_message(stage.folder).FromString(value)
+        state = ExecutionState.FromString(value)
         assert (state.invocation_id, state.handler, state.status) == ("told", "call_run_sleep", "completed")
         assert (json.loads(state.input), state.input_type) == ("x", "application/json")
         assert (json.loads(state.result), state.result_type) == (result, "application/json")
@@ -83,25 +83,6 @@ async def test_the_journal_of_a_completed_run_is_not_kept_twice(stage: Stage) ->
         raise AssertionError(f"{await stage.raw.journal_messages()} entries are left")
 
 
-def shipped_message(folder: Path):  # type: ignore[no-untyped-def]
-    """`ExecutionState`, compiled from the `.proto` that is installed with the package, in a pool of its own."""
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-    from grpc_tools import protoc
-
+def test_the_installed_proto_is_the_one_that_the_code_is_made_from() -> None:
     source = resources.files("engine") / "durable.proto"
     assert source.read_text() == (ROOT / "protos" / "durable.proto").read_text()
-    compiled = folder / "durable.set"
-    with resources.as_file(source) as path:
-        include = Path(protoc.__file__).parent / "_proto"
-        arguments = [
-            "protoc",
-            f"-I{path.parent}",
-            f"-I{include}",
-            "--include_imports",
-            f"--descriptor_set_out={compiled}",
-        ]
-        assert protoc.main([*arguments, str(path)]) == 0
-    pool = descriptor_pool.DescriptorPool()
-    for file in descriptor_pb2.FileDescriptorSet.FromString(compiled.read_bytes()).file:
-        pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("mesh.durable.ExecutionState"))
