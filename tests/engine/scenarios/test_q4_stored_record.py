@@ -32,7 +32,7 @@ async def test_the_key_of_a_completed_run_holds_its_input_its_result_and_every_s
             stage.gate(f"told-run{number}").open()
         result = await client.invoke("call_run_sleep", "x", id="told", timeout=15)
         bucket = await stage.raw.client.jetstream().key_value("EXECUTION_STATE")
-        value = (await bucket.get("told")).value
+        value = (await bucket.get("told")).value or b""
         state = ExecutionState.FromString(value)
         assert (state.invocation_id, state.handler, state.status) == ("told", "call_run_sleep", "completed")
         assert (json.loads(state.input), state.input_type) == ("x", "application/json")
