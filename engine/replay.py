@@ -10,6 +10,7 @@ never done again.
 import asyncio
 import traceback
 import uuid
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
@@ -28,12 +29,11 @@ from engine.errors import (
     NonDeterminismError,
     StepFailedError,
 )
-from engine.loop import DeterministicLoop, Handle
+from engine.loop import DeterministicLoop, Handle, is_of_another_loop
 from engine.model import Attempt, Body, Call, Entry, Failure, Invocation, Kind, Mark, Step, seconds
 from mesh import wire
 
 NANOS = 1_000_000_000
-_FOREIGN_LOOP = "attached to a different loop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,8 @@ class Replay:
         self.fed_sequence = 0
         self._fresh: list[Step] = []
         self._main: asyncio.Task[Any] | None = None
-        self._loop = DeterministicLoop(self._set_timer)  # type: ignore[abstract]  # its methods are set one by one
+        seed = zlib.crc32(f"{invocation.id}/{invocation.incarnation}".encode())
+        self._loop = DeterministicLoop(self._set_timer, seed)  # type: ignore[abstract]  # its methods are set one by one
         self._loop.set_time(self.now_ns / NANOS)
 
     # --- inputs
@@ -107,7 +108,7 @@ class Replay:
         if self._decide(step, entry):
             step.sequence, step.completed_ns = entry.sequence, entry.time_ns
             self._open.pop(step.number, None)
-            self._drain()
+        self._drain()
 
     def _drain(self) -> None:
         self._loop.run_ready()
@@ -134,7 +135,7 @@ class Replay:
         try:
             return Outcome(values.encode(main.result(), "the workflow's result"))
         except BaseException as error:  # noqa: BLE001  # whatever left the workflow, cancellation included, is its failure
-            if isinstance(error, RuntimeError) and _FOREIGN_LOOP in str(error):
+            if is_of_another_loop(error):
                 error = ForeignAwaitError(
                     f"workflow code awaits something of another event loop, which belongs into ctx.run: {error}"
                 )
