@@ -6,7 +6,7 @@ import logging
 import secrets
 import time
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -23,23 +23,46 @@ DEFAULT_MAX_MESSAGE_BYTES = 4_194_304
 """As in gRPC (M-A3)."""
 DEFAULT_RECONNECT_GRACE = 5.0
 DEFAULT_KEEPALIVE = 10.0
-MAX_BYTES_IN_FLIGHT = 32 << 20
-"""Of requests without an answer. Past it calls wait for their turn: the server cuts a client off
-that has more than `max_pending` (64 MB) waiting (M-A6)."""
+MAX_BYTES_IN_FLIGHT = 16 << 20
+"""Of requests without an answer, and of the answers as far as their size can be expected. Past it
+calls wait for their turn: the server cuts off whoever has more than `max_pending` (64 MB) waiting,
+the caller by answers, the service by requests of several callers (M-A6)."""
+COLD_CALLS = 64
+"""Calls to a method in flight before its first answer, which tells how large answers are: 1,000 at
+once with answers of 1 MB each had the connection cut (ran). Twice as many after each COLD_PAUSE in
+which nothing much arrived: that is a slow method, not a large answer on its way."""
+COLD_PAUSE = 0.02
+COLD_QUIET_BYTES = 65_536
+COLD_PATIENCE = 50
+"""Pauses after which more are sent in any case: what arrives may be for others."""
 SWEEP_INTERVAL = 0.5
 """Seconds between two looks at the calls in flight, or less for a short keepalive."""
 QUESTION_TIMEOUT = 1.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Target:
-    """Where the calls of one method go; made once a stub's method."""
+    """Where the calls of one method go, and what is known of its answers; one a method and cluster."""
 
     path: str
     """`pkg.Service/Method`."""
     method: str
     subject: str
     peer: Peer
+    answer_bytes: int = -1
+    """What an answer may be expected to have: a moving mean; -1 before the first."""
+    cold_calls: int = 0
+    """Calls sent before the first answer."""
+    cold_limit: int = COLD_CALLS
+    cold_looks: int = 0
+    waiting: "list[asyncio.Future[None]]" = field(default_factory=list)
+    """Calls that wait for the first answer."""
+
+    def wake(self) -> None:
+        """Let those who wait look again."""
+        waiting, self.waiting = self.waiting, []
+        for future in waiting:
+            settle(future, None)
 
 
 class Caller:
@@ -75,6 +98,7 @@ class Caller:
         self.sweeper: asyncio.TimerHandle | None = None
         self._liveness = Liveness(connection, keepalive, self._learn)
         self._peers: dict[str, Peer] = {}
+        self._targets: dict[tuple[str, str | None], Target] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._questions: dict[str, asyncio.Future[frozenset[str] | None]] = {}
         self._turns: list[asyncio.Future[None]] = []
@@ -85,6 +109,12 @@ class Caller:
 
     def target(self, path: str, cluster: str | None = None) -> Target:
         """The target of gRPC's `/pkg.Service/Method`. Raises InvalidNameError."""
+        target = self._targets.get((path, cluster))
+        if target is None:
+            target = self._targets[path, cluster] = self._new_target(path, cluster)
+        return target
+
+    def _new_target(self, path: str, cluster: str | None) -> Target:
         service, method = subjects.split_method(path)
         service_at = subjects.service_subject(service, self.prefix, cluster)
         subject = subjects.method_subject(service, method, self.prefix, cluster)
@@ -176,6 +206,41 @@ class Caller:
             call.fail(grpc.StatusCode.PERMISSION_DENIED, text)
 
     # --- bytes in flight -------------------------------------------------------------------------
+
+    def learn(self, target: Target, answer_bytes: int) -> None:
+        """An answer came: expect the next ones to be like it. Of the first one: also those that are under way."""
+        if target.answer_bytes >= 0:
+            target.answer_bytes += (answer_bytes - target.answer_bytes) >> 3
+            return
+        target.answer_bytes = answer_bytes
+        for call in self.pending.values():
+            if call.target is target:
+                call.size += answer_bytes
+                self.bytes_in_flight += answer_bytes
+        target.wake()
+
+    async def wait_warm(self, target: Target) -> None:
+        """Wait until the first answer of a method is there, or one more call may be sent without it."""
+        while target.answer_bytes < 0 and target.cold_calls >= target.cold_limit:
+            if not target.waiting:
+                self._look_again(target)
+            future: asyncio.Future[None] = self.loop.create_future()
+            target.waiting.append(future)
+            await future
+
+    def _look_again(self, target: Target) -> None:
+        target.cold_looks += 1
+        self.loop.call_later(COLD_PAUSE, self._widen, target, self.connection.received_bytes)
+
+    def _widen(self, target: Target, received_before: int) -> None:
+        if target.answer_bytes >= 0 or not target.waiting:
+            return
+        is_quiet = self.connection.received_bytes - received_before < COLD_QUIET_BYTES
+        if is_quiet or target.cold_looks % COLD_PATIENCE == 0:
+            target.cold_limit *= 2
+            target.wake()
+        else:
+            self._look_again(target)
 
     def release(self, size: int) -> None:
         """A request of `size` bytes is in flight no more: the next that waits may go."""

@@ -36,13 +36,14 @@ class Call:
     """
 
     error_class: type[RpcError] = RpcError
+    size = 0
+    """Bytes in flight that it counts for: its request's, and what its answer may be expected to have."""
     started = 0.0
     heard = 0.0
     silent_since = 0.0
     last_asked = 0.0
     _token = 0
     _call_name = ""
-    _size = 0
     _done = False
     _cancelled = False
     _response: Any = None
@@ -73,7 +74,8 @@ class Call:
         data = self._data
         size = len(data)
         target = self.target
-        if size > caller.room or caller.bytes_in_flight > MAX_BYTES_IN_FLIGHT or target.peer.crosses:
+        expected = target.answer_bytes
+        if size > caller.room or caller.bytes_in_flight > MAX_BYTES_IN_FLIGHT or expected < 0 or target.peer.crosses:
             self._start_otherwise(size)
             return
         try:
@@ -81,8 +83,9 @@ class Call:
         except NotConnectedError:
             self._start_otherwise(size)
             return
+        size += expected
         self._token = token
-        self._size = size
+        self.size = size
         self.started = time.monotonic()
         caller.pending[token] = self
         caller.bytes_in_flight += size
@@ -126,10 +129,11 @@ class Call:
         return True
 
     def _start_otherwise(self, size: int) -> None:
-        caller = self._caller
+        caller, target = self._caller, self.target
+        is_warm = target.answer_bytes >= 0 or target.cold_calls < target.cold_limit
         if size > caller.room:
             self._too_large(size)
-        elif caller.connection.is_connected and caller.bytes_in_flight <= MAX_BYTES_IN_FLIGHT:
+        elif is_warm and caller.connection.is_connected and caller.bytes_in_flight <= MAX_BYTES_IN_FLIGHT:
             self._send()
         else:
             self._wait_turn()
@@ -151,6 +155,7 @@ class Call:
     async def _send_in_turn(self) -> None:
         caller = self._caller
         try:
+            await caller.wait_warm(self.target)
             has_turn = await caller.wait_turn(None if self._wait_for_ready else caller.reconnect_grace)
         except asyncio.CancelledError:
             caller.release(0)
@@ -174,8 +179,12 @@ class Call:
         except NotConnectedError:
             self._wait_turn()
             return
+        if self.target.answer_bytes < 0:
+            self.target.cold_calls += 1
+        else:
+            size += self.target.answer_bytes
         self._token = token
-        self._size = size
+        self.size = size
         if not self.started:
             self.started = time.monotonic()
         caller.pending[token] = self
@@ -200,8 +209,9 @@ class Call:
     def _on_reply(self, data: bytes, block: bytes) -> None:
         caller = self._caller
         caller.pending.pop(self._token, None)
-        caller.release(self._size)
+        caller.release(self.size)
         self._token = 0
+        caller.learn(self.target, len(data))
         if self._done:
             return
         if block:
@@ -327,7 +337,7 @@ class Call:
         if self._token:
             self._caller.connection.forget(self._token)
             self._caller.pending.pop(self._token, None)
-            self._caller.release(self._size)
+            self._caller.release(self.size)
             self._token = 0
         if self._timer is not None:
             self._timer.cancel()

@@ -292,9 +292,21 @@ class Connection:
         return time.monotonic() - began
 
     @property
+    def received_bytes(self) -> int:
+        """Bytes read since it was opened, also those of a message that is not complete yet."""
+        return self._client.parser.received_bytes
+
+    @property
     def is_congested(self) -> bool:
         """Whether more than WRITE_HIGH_WATER bytes wait to be written."""
         return self._client.write_buffer_bytes > WRITE_HIGH_WATER
+
+    async def wait_writable(self) -> None:
+        """Write what is queued; return when at most WRITE_HIGH_WATER bytes wait, or there is no connection."""
+        self._client.flush_now()
+        with contextlib.suppress(OSError):  # it broke while we waited: whoever writes next is told
+            while self.is_connected and self.is_congested:
+                await self._client.drain_transport()
 
     async def drain_writes(self) -> None:
         """Write what is queued; wait while too much is waiting."""

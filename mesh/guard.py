@@ -51,7 +51,8 @@ class GuardedClient(Client):
 
     def __init__(self) -> None:
         super().__init__()
-        self._ps = Parser(self)  # type: ignore[assignment]  # it has what the client calls: parse and reset
+        self.parser = Parser(self)
+        self._ps = self.parser  # type: ignore[assignment]  # it has what the client calls: parse and reset
         self._out: list[bytes] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self.bad_messages = 0
@@ -148,6 +149,9 @@ class GuardedClient(Client):
             _, _, subject = text.partition('"')
             self.permission_error(operation, subject.partition('"')[0])
             return
+        if self._status == Client.CONNECTED and "stale connection" not in text.lower():
+            logger.error("the server says: %s", text)  # if it means it, it ends the link: nats-py would close for good
+            return
         await super()._process_err(err_msg.lower())
 
 
@@ -156,6 +160,7 @@ class Parser:
 
     def __init__(self, client: GuardedClient) -> None:
         self._client = client
+        self.received_bytes = 0
         self.reset()
 
     def reset(self) -> None:
@@ -165,6 +170,7 @@ class Parser:
 
     async def parse(self, data: bytes = b"") -> None:
         """Take the next bytes off the wire. Raises ProtocolError where they are not NATS."""
+        self.received_bytes += len(data)
         if self._chunks:
             self._chunks.append(data)
             self._missing -= len(data)
@@ -177,9 +183,7 @@ class Parser:
         while pos < end:
             eol = data.find(b"\r\n", pos)
             if eol < 0:
-                if end - pos > MAX_CONTROL_LINE:
-                    raise ProtocolError
-                self._keep(data[pos:], 0)
+                self._keep_line(data[pos:])
                 return
             first = data[pos]
             if first not in (77, 72):  # neither MSG nor HMSG
@@ -190,6 +194,8 @@ class Parser:
             start = eol + 2
             try:
                 sid, stop = int(args[2]), start + int(args[-1])
+                if stop < start or (first == 72 and not start <= start + int(args[-2]) <= stop):
+                    raise ProtocolError
                 if stop + 2 > end:
                     self._keep(data[pos:], stop + 2 - end)
                     return
@@ -201,6 +207,11 @@ class Parser:
             except (ValueError, IndexError):
                 raise ProtocolError from None
             pos = stop + 2
+
+    def _keep_line(self, rest: bytes) -> None:
+        if len(rest) > MAX_CONTROL_LINE:
+            raise ProtocolError
+        self._keep(rest, 0)
 
     def _keep(self, rest: bytes, missing: int) -> None:
         self._chunks = [rest]
@@ -216,8 +227,11 @@ class Parser:
         elif word == b"-ERR":
             await client._process_err(line[4:].decode("utf-8", "replace").strip())
         elif word == b"INFO":
-            info: dict[str, Any] = json.loads(line[4:])
-            client._server_info.update(info)
+            try:
+                info: dict[str, Any] = json.loads(line[4:])
+                client._server_info.update(info)
+            except (ValueError, TypeError):  # of anything else nats-py's read loop would die, and look alive
+                raise ProtocolError from None
             await client._process_info(info)
         elif not word.startswith(b"+OK"):
             raise ProtocolError

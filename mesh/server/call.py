@@ -65,18 +65,18 @@ class ServerCall:
 
     # --- answers ---------------------------------------------------------------------------------
 
-    def succeed(self, response: Any) -> None:
-        """Answer with what the handler returned, unless it was answered."""
+    def prepare(self, response: Any) -> Reply | None:
+        """The good answer of what the handler returned; None where it was answered, by a failure at the latest here."""
         if self._replied:
-            return
+            return None
         if self._code is not None and self._code is not Code.OK:
             self.fail(self._code, self._details)
-            return
+            return None
         endpoint = self.endpoint
         kind = endpoint.response_class
         if kind is not None and response.__class__ is not kind and not isinstance(response, kind):
             self.fail(Code.INTERNAL, f"the handler returned {_kind(response)}, not {endpoint.method.response_type}")
-            return
+            return None
         is_json = self.head.is_json
         try:
             payload = endpoint.encode_json(response) if is_json else endpoint.encode(response)
@@ -88,15 +88,21 @@ class ServerCall:
         except Exception as error:  # user's types and serializers raise what they like
             logger.exception("%s: the response cannot be sent", endpoint.method.path)
             self.fail(Code.INTERNAL, f"the response does not serialize: {error}")
-            return
+            return None
         host = endpoint.host
         if len(payload) + len(block) > host.room:
             self.fail(Code.RESOURCE_EXHAUSTED, host.too_large("response", len(payload), len(block)))
+            return None
+        return payload, block
+
+    def succeed(self, reply: Reply) -> None:
+        """Send the good answer, unless it was answered."""
+        if self._replied:
             return
         self._replied = True
-        host.publish(self.reply, payload, block)
+        self.endpoint.host.publish(self.reply, *reply)
         if self.step is not None:
-            self._answer, self._is_good = (payload, block), True
+            self._answer, self._is_good = reply, True
 
     def fail(self, code: grpc.StatusCode, details: str) -> None:
         """Answer with a failure, unless it was answered."""

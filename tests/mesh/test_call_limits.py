@@ -93,6 +93,37 @@ async def test_limits_are_set_by_options_as_in_grpc(roomy: str) -> None:
             assert len((await stub(free).SayHello(request("6000000"))).message) == 6_000_000
 
 
+async def test_a_thousand_calls_with_large_answers_at_once_harm_no_connection(m: mesh.Mesh, caller: mesh.Mesh) -> None:
+    """The server cuts off whoever has 64 MB waiting: callers do not ask for that much, also before the first answer."""
+    states: list[str] = []
+    caller.connection.on_state(states.append)
+    async with serving(m, big_reply):
+        for size in (500_000, 300_000):
+            replies = await asyncio.gather(*(stub(caller).SayHello(request(str(size))) for _ in range(500)))
+            assert {len(reply.message) for reply in replies} == {size}
+    assert states == []
+    assert caller._caller.bytes_in_flight == 0
+
+
+async def test_slow_calls_are_sent_before_any_answer_told_their_size(m: mesh.Mesh, caller: mesh.Mesh) -> None:
+    release = asyncio.Event()
+
+    async def handler(message: HelloRequest, context: Any) -> HelloResponse:
+        await release.wait()
+        return await greet(message, context)
+
+    async with serving(m, handler) as server:
+        calls = [stub(caller).SayHello(request()) for _ in range(300)]
+        late = stub(caller).SayHello(request(), timeout=0.05)
+        with pytest.raises(mesh.RpcError):
+            await late
+        while server._host.in_flight < 300:
+            await asyncio.sleep(0.01)
+        release.set()
+        await asyncio.gather(*calls)
+        assert caller._caller.bytes_in_flight == 0
+
+
 async def test_server_refuses_past_its_own_bound_on_bytes(m: mesh.Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mesh.server.endpoint.MAX_BYTES_IN_FLIGHT", 100_000)
     release = asyncio.Event()

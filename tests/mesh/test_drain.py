@@ -36,6 +36,7 @@ async def test_stop_finishes_what_was_delivered_then_nobody_is_there(
         return await greet(message, context)
 
     async with serving(m, handler) as server:
+        await stub(caller).SayHello(request())
         id_ = server.services[0].id
         calls = [stub(caller).SayHello(request(str(n))) for n in range(200)]
         await caller.connection.round_trip()
