@@ -26,6 +26,8 @@ from engine.model import (
     Step,
     seconds,
 )
+from engine.names import check_key
+from engine.state import StateAccess
 from mesh import metadata as grpc_metadata
 from mesh import subjects
 
@@ -48,7 +50,16 @@ class Steps(Protocol):
     def random(self) -> Random:
         """The run's own random numbers."""
 
-    def issue(self, kind: str, name: str, digest: str, *, call: Call | None = None, body: Body | None = None) -> Step:
+    def issue(
+        self,
+        kind: str,
+        name: str,
+        digest: str,
+        *,
+        call: Call | None = None,
+        body: Body | None = None,
+        access: StateAccess | None = None,
+    ) -> Step:
         """The next step, in order of issue."""
 
     def uuid4(self) -> uuid.UUID:
@@ -169,6 +180,32 @@ class Context:
     async def sleep(self, delay: Duration) -> None:
         """`asyncio.sleep`, which is durable here; a step."""
         await asyncio.sleep(seconds(delay))
+
+    # --- state, which belongs to the run
+
+    async def get(self, key: str, type_: Any = Any, default: Any = None) -> Any:
+        """The value of `key` as `type_`, or `default` where none was set; a step. A stored None is a value.
+
+        Raises InvalidNameError for a key that is none, StepFailedError where the value is not of the type.
+        """
+        return await self._access(StateAccess(Kind.GET, check_key("state key", key), target=type_, default=default))
+
+    async def set(self, key: str, value: Any) -> None:
+        """Set `key`; a step. Raises InvalidNameError, and EncodeError for a value that has no stored form."""
+        payload = values.encode(value, f"the state {key!r}")
+        await self._access(StateAccess(Kind.SET, check_key("state key", key), payload))
+
+    async def clear(self, key: str | None = None) -> None:
+        """Remove `key`, or everything; a step."""
+        await self._access(StateAccess(Kind.CLEAR, "" if key is None else check_key("state key", key)))
+
+    async def keys(self) -> list[str]:
+        """The names that have a value, sorted; a step."""
+        return cast(list[str], await self._access(StateAccess(Kind.KEYS)))
+
+    async def _access(self, access: StateAccess) -> Any:
+        digest = journal.digest(access.kind, access.key.encode(), access.value.data)
+        return await self._steps.issue(access.kind, access.key, digest, access=access).future
 
     # --- what is the same in every replay
 

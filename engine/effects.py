@@ -130,6 +130,8 @@ class Effects:
             self._write(flight, Mark.GAVE_UP, failure_to_bytes(step.giving_up))
         elif step.kind == Kind.SLEEP:
             self._arm(flight)
+        elif step.access is not None:
+            self._write_access(flight)
         else:
             delay = flight.delay(self._host.clock.now_ns())
             act = self._send if step.kind == Kind.CALL else self._start_body
@@ -201,6 +203,13 @@ class Effects:
         return True
 
     # --- timers and bodies
+
+    def _write_access(self, flight: Flight) -> None:
+        """A step on the run's state: what it reads is what the entries fed so far have made."""
+        replay = self._run.replay
+        if replay is not None:
+            payload = replay.state.answer(flight.step.access)
+            self._write(flight, Mark.VALUE, payload.data, payload.type)
 
     def _arm(self, flight: Flight) -> None:
         """A timer in memory; never early by the server's clock."""

@@ -39,6 +39,10 @@ class Kind:
     CALL = "call"
     RUN = "run"
     SLEEP = "sleep"
+    GET = "get"
+    SET = "set"
+    CLEAR = "clear"
+    KEYS = "keys"
 
 
 class Mark:
@@ -211,6 +215,7 @@ class Step:
     future: Any  # of the replay's loop: what the code awaits; a timer's handle
     call: Call | None = None
     body: Body | None = None
+    access: Any = None  # engine.state.StateAccess of a step that reads or changes state
     due_ns: int = 0
     attempt: int = 1
     failures: list[Attempt] = field(default_factory=list)

@@ -31,6 +31,7 @@ from engine.errors import (
 )
 from engine.loop import DeterministicLoop, Handle, is_of_another_loop
 from engine.model import Attempt, Body, Call, Entry, Failure, Invocation, Kind, Mark, Step, seconds
+from engine.state import State, StateAccess
 from mesh import wire
 
 NANOS = 1_000_000_000
@@ -57,7 +58,9 @@ class Replay:
             int, Step
         ] = {}  # steps that may be open: a run of many steps must not look through all of them
         self.outcome: Outcome | None = None
+        self.state = State()
         self.is_replaying = False
+        self._mismatched = False
         self._random: Random | None = None
         self.fed_sequence = 0
         self._fresh: list[Step] = []
@@ -142,17 +145,18 @@ class Replay:
             return Outcome(failure=describe_exception(error))
 
     def _mismatch(self, entry: Entry, step: Step | None) -> None:
-        recorded = f"{entry.kind} {names.decode_name(entry.name)}"
-        if step is None and self.outcome is None:
-            attempted = "nothing at this point"
-        elif step is None:
-            attempted = "nothing: it has ended"
-        else:
+        """Stop: the code does not ask for what is recorded. The first mismatch is the one to tell of."""
+        if self._mismatched:
+            return
+        self._mismatched = True
+        recorded = f"{entry.kind} {names.decode_name(entry.name)}".rstrip(" -")
+        if step is not None:
             attempted = step.operation
             if attempted == recorded:
                 attempted += " with other arguments"
-        if self.outcome is None or step is None:
-            self.outcome = Outcome(failure=describe_exception(NonDeterminismError(entry.step, recorded, attempted)))
+        else:
+            attempted = "nothing at this point" if self.outcome is None else "nothing: it has ended"
+        self.outcome = Outcome(failure=describe_exception(NonDeterminismError(entry.step, recorded, attempted)))
 
     # --- deciding
 
@@ -166,6 +170,8 @@ class Replay:
             return self._fail(step, journal.decode_failure(entry.data))
         if entry.mark in {Mark.ERROR, Mark.TIMEOUT, Mark.UNAVAILABLE}:
             return self._attempt_failed(step, entry, journal.decode_failure(entry.data), retried=True)
+        if step.access is not None:
+            return self._access(step, entry)
         if step.body is not None:
             return self._succeed(step, entry.data, entry.type, step.body.result_type)
         return self._decide_call(step, entry)
@@ -190,6 +196,15 @@ class Replay:
             return True
         failure = journal.answer_failure(outcome, entry.headers)
         return self._attempt_failed(step, entry, failure, journal.is_retried(outcome, call.policy.retries_code))
+
+    def _access(self, step: Step, entry: Entry) -> bool:
+        step.decided = True
+        step.response, step.response_type = entry.data, entry.type
+        try:
+            step.future.set_result(self.state.apply(step.access, values.Payload(entry.data, entry.type)))
+        except DecodeError as error:
+            return self._fail(step, describe_exception(error))
+        return True
 
     def _succeed(self, step: Step, data: bytes, content_type: str, target: Any) -> bool:
         step.decided = True
@@ -242,9 +257,19 @@ class Replay:
 
     # --- steps that the code issues (engine.context.Steps)
 
-    def issue(self, kind: str, name: str, digest: str, *, call: Call | None = None, body: Body | None = None) -> Step:
+    def issue(
+        self,
+        kind: str,
+        name: str,
+        digest: str,
+        *,
+        call: Call | None = None,
+        body: Body | None = None,
+        access: StateAccess | None = None,
+    ) -> Step:
         """The next step, in order of issue; its future is what the code awaits."""
-        step = Step(len(self.steps), kind, name, digest, self.now_ns, self._loop.create_future(), call=call, body=body)
+        future = self._loop.create_future()
+        step = Step(len(self.steps), kind, name, digest, self.now_ns, future, call=call, body=body, access=access)
         self.steps.append(step)
         self._open[step.number] = step
         self._fresh.append(step)
