@@ -30,7 +30,7 @@ MAX_BYTES_IN_FLIGHT = 256 << 20
 before they come near it (M-A6), so what is refused here is an attack or a very uneven spread."""
 LARGE_REPLY = 65_536
 """Bytes from which on an answer waits for room in the connection's write buffer: 1,000 answers of 1 MB
-made in one turn of the loop took two gigabytes (ran)."""
+made in one turn of the loop would be held twice, as they were queued and joined for one write."""
 MAX_SECONDS = 10 * 365 * 86_400.0
 """A deadline further away is this far away: gRPC's syntax reaches 11,000 years, event loops do not."""
 
