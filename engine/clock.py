@@ -33,7 +33,8 @@ class ServerClock:
         now = elapsed()
         offset = server_ns - int(now * NANOS)
         if now - self._since > WINDOW:
-            self._previous, self._offset, self._since = self._offset, None, now
+            self._previous = self._offset if now - self._since <= 2 * WINDOW else None
+            self._offset, self._since = None, now
         if self._offset is None or offset > self._offset:
             self._offset = offset
 

@@ -91,8 +91,11 @@ class RetryPolicy:
     def __post_init__(self) -> None:
         if self.max_attempts is not None and self.max_attempts < 1:
             raise ValueError("max_attempts must be at least 1, or None for no limit")
-        if seconds(self.initial_backoff) < 0 or seconds(self.max_backoff) < 0 or self.backoff_multiplier < 1:
-            raise ValueError("backoffs must not be negative and backoff_multiplier not below 1")
+        durations = (self.initial_backoff, self.max_backoff, self.total_timeout or 0)
+        if not all(seconds(duration) >= 0 for duration in durations):  # so that NaN is refused as well
+            raise ValueError("backoffs and total_timeout must not be negative")
+        if not self.backoff_multiplier >= 1 or not 0 <= self.jitter <= 1:
+            raise ValueError("backoff_multiplier must not be below 1, and jitter must lie between 0 and 1")
 
     def backoff(self, failures: int, random: float) -> float:
         """Seconds to wait after so many failed attempts; `random` in [0, 1) spreads them by `jitter`."""
