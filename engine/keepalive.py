@@ -13,6 +13,7 @@ import threading
 import time
 
 from engine.clock import elapsed
+from mesh import headers as header_block
 from mesh.connection import Connection
 from mesh.errors import ConnectError, NotConnectedError
 from mesh.options import ConnectOptions
@@ -108,8 +109,10 @@ class Keepalive:
         waiting = len(held)
         answered = asyncio.Event()
 
-        def answer(_data: bytes, _block: bytes) -> None:
+        def answer(_data: bytes, block: bytes) -> None:
             nonlocal waiting
+            if header_block.is_no_responders(block):  # the consumer has no leader: it counts on without us
+                return
             waiting -= 1
             if waiting <= 0:
                 answered.set()
