@@ -42,6 +42,8 @@ class Absences:
         """End all probes."""
         for probe in self._probes.values():
             probe.cancel()
+        self._probes.clear()
+        self._waiting.clear()
 
     async def _probe(self, subject: str) -> None:
         pause = FIRST_PAUSE
@@ -61,8 +63,8 @@ class Absences:
                 if flight.undelivered == before:
                     self._release(waiting)
         finally:
-            del self._probes[subject]
-            del self._waiting[subject]
+            self._probes.pop(subject, None)
+            self._waiting.pop(subject, None)
 
     @staticmethod
     def _release(waiting: deque[tuple[Waiting, Flight]]) -> None:

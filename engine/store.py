@@ -298,10 +298,18 @@ class Store:
                 return ack
         raise AssertionError  # _backoff never ends
 
-    def purge_soon(self, stream: str, subject: str, done: Callable[[], None]) -> None:
-        """Remove what matches; `done` is told when the server has answered. Raises NotConnectedError."""
+    def purge_soon(self, stream: str, subject: str, done: Callable[[], None]) -> int:
+        """Remove what matches; `done` is told when the server has said so, or that it never will.
+
+        Returns the request's token. Raises NotConnectedError.
+        """
+
+        def answered(data: bytes, block: bytes) -> None:
+            if not header_block.is_no_responders(block) and not _is_unavailable(data):
+                done()
+
         body = b'{"filter":"%b"}' % subject.encode()
-        self.connection.request(f"$JS.API.STREAM.PURGE.{stream}", body, lambda _data, _block: done())
+        return self.connection.request(f"$JS.API.STREAM.PURGE.{stream}", body, answered)
 
     async def purge(self, stream: str, subject: str, keep_from: int = 0) -> None:
         """Remove what matches, below sequence `keep_from` where given (a compare-and-purge)."""

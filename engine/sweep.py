@@ -6,6 +6,7 @@ H29).
 """
 
 import asyncio
+import functools
 from collections import deque
 
 from engine.model import Status
@@ -17,7 +18,7 @@ from mesh.errors import NotConnectedError
 PARALLEL = 8
 """Purges under way at once: the server does 12,000 to 23,000 a second (measured)."""
 LOST_AFTER = 5.0
-"""Seconds after which the answer to a purge is not waited for any more."""
+"""Seconds after which a purge without an answer is made again."""
 
 
 class Sweeper:
@@ -27,8 +28,7 @@ class Sweeper:
         self._store = store
         self._names = names
         self._queue: deque[tuple[str, str]] = deque()
-        self._under_way = 0
-        self._since = 0.0
+        self._under_way: dict[tuple[str, str], tuple[int, float]] = {}
 
     def finished(self, slots: str, shard: int, record: Record) -> None:
         """A run's final record is stored."""
@@ -40,22 +40,24 @@ class Sweeper:
         self._work()
 
     def tick(self, now: float) -> None:
-        """Go on after a connection was lost, and answers with it."""
-        if self._under_way and now - self._since > LOST_AFTER:
-            self._under_way = 0
+        """Go on after a connection was lost, and requests or answers with it."""
+        for purge, (token, since) in list(self._under_way.items()):
+            if now - since > LOST_AFTER:
+                self._store.connection.forget(token)
+                del self._under_way[purge]
+                self._queue.append(purge)
         self._work()
 
     def _work(self) -> None:
-        while self._queue and self._under_way < PARALLEL:
-            stream, subject = self._queue[0]
+        while self._queue and len(self._under_way) < PARALLEL:
+            purge = self._queue[0]
             try:
-                self._store.purge_soon(stream, subject, self._purged)
+                token = self._store.purge_soon(*purge, functools.partial(self._purged, purge))
             except NotConnectedError:
                 return
             self._queue.popleft()
-            self._under_way += 1
-            self._since = asyncio.get_running_loop().time()
+            self._under_way[purge] = token, asyncio.get_running_loop().time()
 
-    def _purged(self) -> None:
-        self._under_way = max(0, self._under_way - 1)
+    def _purged(self, purge: tuple[str, str]) -> None:
+        self._under_way.pop(purge, None)
         self._work()
