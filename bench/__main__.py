@@ -21,6 +21,7 @@ from mesh.localserver import LocalServer
 
 CONCURRENCY = (64, 1)
 FLOOR = "nats-py"
+LEAN = "nats-py, lean"
 PEER = "grpc.aio"
 
 
@@ -36,7 +37,8 @@ async def main() -> None:
             async with _server(sync) as url, _children() as stack:
                 clients = await _workflow_clients(stack, url, lean=options.lean)
                 rows += await _rounds(f"3-step workflow, sync {sync}", clients, options)
-    print(render(rows, (FLOOR, *(["nats-py, lean"] if options.lean else []), PEER)))
+    bases = [FLOOR, *([LEAN] if options.lean else []), *([PEER] if options.what != "workflows" else [])]
+    print(render(rows, bases))
 
 
 def _options() -> argparse.Namespace:
@@ -67,7 +69,8 @@ class _Children(AsyncExitStack):
     async def mesh(self, *arguments: str) -> Child:
         """Start the product's command as a user does."""
         name = f"mesh {arguments[0]}"
-        return self._keep(await Child.start(name, sys.executable, "-m", "mesh", *arguments))
+        quiet = ("--log-level", "error")
+        return self._keep(await Child.start(name, sys.executable, "-m", "mesh", *arguments, *quiet))
 
     def _keep(self, child: Child) -> Child:
         self.push_async_callback(child.stop)
@@ -101,7 +104,7 @@ async def _workflow_clients(children: _Children, url: str, *, lean: bool) -> Map
     clients = {FLOOR: await children.python("bench.floor", "client", url)}
     if lean:
         await children.python("bench.floor", "lean-processor", url)
-        clients["nats-py, lean"] = await children.python("bench.floor", "lean-client", url)
+        clients[LEAN] = await children.python("bench.floor", "lean-client", url)
     clients["engine"] = await children.python("bench.workflows", "client", url)
     return clients
 

@@ -194,6 +194,10 @@ class Names:
         """Where a timer's schedule lies until it fires."""
         return f"wf.{self.namespace}.timer.s.{invocation}.{incarnation}.{step}"
 
+    def schedules(self, invocation: str, incarnation: str) -> str:
+        """All schedules of a run."""
+        return f"wf.{self.namespace}.timer.s.{invocation}.{incarnation}.>"
+
     def fired(self, invocation: str, incarnation: str, step: int) -> str:
         """Where the server stores a timer that fired."""
         return f"wf.{self.namespace}.timer.f.{invocation}.{incarnation}.{step}"

@@ -333,7 +333,9 @@ class Processor:
             puller.fill()
 
     def finished(self, run: Run, record: Record) -> None:
-        """The journal of a run whose record holds everything is not needed any more."""
+        """Timers that nobody waits for, and the journal of a run whose record holds everything, are not needed."""
+        if run.timers_scheduled:
+            self.sweeper.purge(self.names.timers, self.names.schedules(run.id, run.incarnation))
         self.sweeper.finished(run.slots, run.shard, record)
 
     def _check_idle(self) -> None:

@@ -36,7 +36,11 @@ class Sweeper:
             return
         if record.journal_truncated or any(entry.elided for entry in record.journal):
             return
-        self._queue.append((self._names.journal(shard), f"{slots}.>"))
+        self.purge(self._names.journal(shard), f"{slots}.>")
+
+    def purge(self, stream: str, subject: str) -> None:
+        """Remove what matches, soon."""
+        self._queue.append((stream, subject))
         self._work()
 
     def tick(self, now: float) -> None:

@@ -255,6 +255,63 @@ async def three_greetings(ctx: Context, delay: float) -> list[str]:
 
 
 @workflow
+async def oversized(ctx: Context, what: str) -> str:
+    """Something that does not fit into a message of a mebibyte, or into any."""
+    large = "x" * 3_145_728
+
+    def produce() -> str:
+        Ledger.of_environment().write("run", invocation=ctx.invocation_id, step="large")
+        return large
+
+    match what:
+        case "request":
+            await call(ctx, "Echo", large)
+        case "value":
+            await ctx.run("large", produce)
+        case "result":
+            return large
+        case "unstorable":
+            await ctx.run("unstorable", lambda: (number for number in range(3)))
+    return "fitted"
+
+
+@workflow
+async def gives_up_waiting(ctx: Context, seconds: float) -> str:
+    """A long sleep that a short time-out ends."""
+    try:
+        async with asyncio.timeout(0.3):
+            await asyncio.sleep(seconds)
+    except TimeoutError:
+        return "gave up"
+    return "slept"
+
+
+@workflow
+async def mixed(ctx: Context, number: int) -> list[str]:
+    """Everything at once: parallel calls, side effects, short and long sleeps, a time-out that is reached."""
+    stub = HelloServiceStub(ctx.channel.with_options(retry=PATIENT))
+    seen: list[str] = []
+
+    async def greet(step: int, delay: float) -> None:
+        request = HelloRequest(name=f"slow:{delay:g}:{ctx.invocation_id}-{step}")
+        seen.append((await stub.SayHello(request, timeout=4)).message)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(greet(0, 0.1))
+        group.create_task(greet(1, 0.1))
+        group.create_task(asyncio.sleep(0.2 + number % 5 / 4))
+    seen.append(await ctx.run("note", note, ctx, "note"))
+    try:
+        async with asyncio.timeout(0.3):
+            await asyncio.sleep(60)
+    except TimeoutError:
+        seen.append("timed out")
+    await asyncio.sleep(number % 3)
+    await greet(2, 0.05)
+    return seen
+
+
+@workflow
 async def crashes(ctx: Context, value: str) -> str:
     """Takes its processor down before it made any progress, until the gate is open."""
     Ledger.of_environment().write("crash", invocation=ctx.invocation_id)

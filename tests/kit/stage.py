@@ -107,6 +107,14 @@ class Stage:
         async with Proxy(self.server.port) as proxy:
             yield proxy
 
+    async def story(self, invocation: str) -> str:
+        """All that the stores say of a run: for the message of a test that waits for it in vain."""
+        record, command = await self.raw.record(invocation), await self.raw.command(invocation)
+        timers = [s for s in await self.raw.subjects("TIMERS") if invocation in s.split(".")]
+        slots = [f"{slot.sequence} {slot.stored.subject}" for slot in await self.raw.slots(invocation)]
+        queued = f"{command.sequence} {command.headers}" if command else "none"
+        return f"record:\n{record}\nslots: {slots}\ntimers: {timers}\ncommand: {queued}"
+
     def reports(self) -> str:
         """What all processes said: for the output of a failing test."""
         return "\n".join(process.report() for process in self._processes)
