@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import nats
+import nats.errors
 import pytest
-from nats.js.api import StreamConfig
+from nats.js.api import StreamConfig, StreamInfo
+from nats.js.errors import APIError
 
 from mesh.localserver import find_binary, free_port
 from mesh.processes import spawn
@@ -80,20 +82,39 @@ async def test_single_node_syncs_before_it_acknowledges(tmp_path: Path) -> None:
     assert store["store_dir"] == ".mesh/single-node/jetstream"
 
 
+async def all_know_the_leader(ports: list[int]) -> None:
+    """Wait until three nodes agree who leads: before that a request to JetStream may get no answer."""
+    async with asyncio.timeout(40):
+        while True:
+            states = [(await monitor(port, "jsz")).get("meta_cluster", {}) for port in ports]
+            leaders = {state.get("leader") for state in states}
+            if len(leaders) == 1 and leaders != {None} and all(state.get("cluster_size") == 3 for state in states):
+                return
+            await asyncio.sleep(0.05)
+
+
+async def create_replicated(url: str) -> StreamInfo:
+    """A stream on all three nodes; asked for again while an answer does not come."""
+    connection = await nats.connect(url)
+    try:
+        async with asyncio.timeout(40):
+            while True:
+                with contextlib.suppress(nats.errors.TimeoutError, APIError):
+                    return await connection.jetstream(timeout=3).add_stream(
+                        StreamConfig(name="THREE", subjects=["three"], num_replicas=3)
+                    )
+                await asyncio.sleep(0.1)
+    finally:
+        await connection.close()
+
+
+@pytest.mark.timeout(120)
 async def test_three_nodes_replicate(tmp_path: Path) -> None:
     ports = moved(tmp_path)
     async with running(tmp_path, *(f"three-nodes/node-{n}.conf" for n in (1, 2, 3))):
         for port in (8222, 8223, 8224):
             assert (await monitor(ports[port], "jsz"))["config"]["sync_always"] is True
-        async with asyncio.timeout(30):
-            while not (await monitor(ports[8222], "jsz")).get("meta_cluster", {}).get("leader"):
-                await asyncio.sleep(0.05)
-            connection = await nats.connect(f"nats://127.0.0.1:{ports[4222]}")
-            try:
-                stream = await connection.jetstream(timeout=20).add_stream(
-                    StreamConfig(name="THREE", subjects=["three"], num_replicas=3)
-                )
-            finally:
-                await connection.close()
+        await all_know_the_leader([ports[port] for port in (8222, 8223, 8224)])
+        stream = await create_replicated(f"nats://127.0.0.1:{ports[4222]}")
     assert stream.config.num_replicas == 3
     assert stream.cluster is not None
