@@ -57,6 +57,11 @@ async def order_workflow(ctx: Context, order: Order) -> list[str]:
     first, second = await asyncio.gather(
         patient.SayHello(HelloRequest(name="a")), patient.SayHello(HelloRequest(name="b"), timeout=1)
     )
+    cart: list[str] = await ctx.get("cart", list[str], default=[])
+    await ctx.set("cart", [*cart, "tea"])
+    assert_type(await ctx.keys(), list[str])
+    await ctx.clear("cart")
+    await ctx.clear()
     assert_type(ctx.now(), datetime)
     assert_type(ctx.invocation_id, str)
     assert_type(ctx.is_replaying, bool)
@@ -109,3 +114,22 @@ async def workflows() -> None:
 async def process(m: mesh.Mesh) -> None:
     processor = engine.Processor(m, [hello_workflow, without_input, order_workflow], max_concurrent=10, ack_wait=30)
     await processor.run()
+
+
+async def wrong_inputs(client: engine.Client, ctx: Context) -> None:
+    """What a type checker has to refuse: where it stops doing so, its `type: ignore` is unused, which is an error."""
+    await client.invoke(hello_workflow, 5)  # type: ignore[arg-type]
+    await client.start(order_workflow, "order-1")  # type: ignore[arg-type]
+    await client.invoke(without_input, "too much")  # type: ignore[arg-type]
+    await ctx.run("charge", charge, Order(1), "text")  # type: ignore[call-overload]
+    await ctx.run(charge, Order(1), 9.5)  # type: ignore[call-overload]
+    RetryPolicy(max_attempts="3")  # type: ignore[arg-type]
+    workflow(charge)  # type: ignore[call-overload]
+
+
+async def with_optional_things(client: engine.Client) -> None:
+    handle = await client.start(hello_workflow, "World")
+    assert_type(handle.id, str)
+    assert_type(await handle.result(), str)
+    again = client.handle(handle.id)
+    assert_type((await again.describe()).workflow, str)
