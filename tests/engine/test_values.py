@@ -46,7 +46,7 @@ class Customer(pydantic.BaseModel):
     age: int = 0
 
 
-ROUND_TRIPS: list[tuple[Any, Any]] = [
+ROUND_TRIPS: list[Any] = [
     (None, None),
     ("hi", str),
     ("", str),

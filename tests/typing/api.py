@@ -118,13 +118,13 @@ async def process(m: mesh.Mesh) -> None:
 
 async def wrong_inputs(client: engine.Client, ctx: Context) -> None:
     """What a type checker has to refuse: where it stops doing so, its `type: ignore` is unused, which is an error."""
-    await client.invoke(hello_workflow, 5)  # type: ignore[arg-type]
-    await client.start(order_workflow, "order-1")  # type: ignore[arg-type]
-    await client.invoke(without_input, "too much")  # type: ignore[arg-type]
+    await client.invoke(hello_workflow, 5)  # type: ignore[misc]
+    await client.start(order_workflow, "order-1")  # type: ignore[misc]
+    await client.invoke(without_input, "too much")  # type: ignore[misc]
     await ctx.run("charge", charge, Order(1), "text")  # type: ignore[call-overload]
     await ctx.run(charge, Order(1), 9.5)  # type: ignore[call-overload]
     RetryPolicy(max_attempts="3")  # type: ignore[arg-type]
-    workflow(charge)  # type: ignore[call-overload]
+    workflow(charge)  # type: ignore[arg-type]
 
 
 async def with_optional_things(client: engine.Client) -> None:
