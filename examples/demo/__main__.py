@@ -92,6 +92,9 @@ def main() -> int:
     except KeyboardInterrupt:
         show.title("interrupted; all processes of the demo are stopped")
         return 130
+    except BrokenPipeError:  # whoever read our output has gone; the interpreter would complain when it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ChildError, TimeoutError, mesh.MeshError, engine.EngineError) as error:
         show.title(f"the demo failed: {error}\nlogs: {short(data)}/logs")
         return 1
