@@ -84,6 +84,10 @@ class TakeUp:
             run.let_go(acknowledge=True)  # its run is over and gone
         elif record is not None and (record.incarnation != command.incarnation or record.is_final):
             run.let_go(acknowledge=True)  # a duplicate, or a run that has ended: nothing else is due
+        elif record is not None and record.status == Status.SUSPENDED and command.sequence <= record.command_seq:
+            # The suspension made this very command needless, and its ack may be under way: it would take the command
+            # away from whoever lives on it (H8). What wakes the run brings a command of its own.
+            run.let_go(acknowledge=True)
         elif record is None:
             return await self._claim_recordless(stored)
         else:

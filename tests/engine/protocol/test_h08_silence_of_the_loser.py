@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from tests.engine.protocol.test_h07_duties import is_final_ack
 from tests.kit.ledger import until
 from tests.kit.stage import ACK_WAIT, Stage
 
@@ -56,6 +57,26 @@ async def test_a_zombie_that_would_finish_is_refused_and_silent(stage: Stage) ->
         assert await stage.raw.stored_record(handle.id) == before
         assert len(service.requests) == 1
         successor.kill()
+
+
+async def test_the_late_ack_of_a_suspension_does_not_take_the_next_owners_command_away(stage: Stage) -> None:
+    """The suspender's ack is under way when its command is delivered again: whoever gets that must not live on it."""
+    async with stage.link() as proxy, stage.client() as client, stage.foreign("Last") as last:
+        suspender = await stage.processor("--suspend-after", "0", url=proxy.url)
+        trap = proxy.trap(is_final_ack)
+        handle = await client.start("sleep_then_call", 0.5)
+        under_way = await trap.wait()
+        suspender.kill()
+        second = await stage.processor("--suspend-after", "0")
+        await last.wait_for(1, timeout=30)
+        await stage.raw.client.publish(under_way.subject, under_way.payload)
+        await stage.raw.client.flush()
+        assert await stage.raw.command(handle.id) is not None, "the run has lost its protection"
+        second.kill()
+        await stage.processor("--suspend-after", "0")
+        requests = await last.wait_for(2, timeout=15)
+        await requests[1].respond(b"safe")
+        assert await handle.result(timeout=10) == "safe"
 
 
 async def command_gone(stage: Stage, invocation: str) -> None:
