@@ -52,8 +52,8 @@ class Absences:
             while waiting:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, LAST_PAUSE)
-                run, flight = waiting.popleft()
-                if not run.resend(flight):
+                flight = self._resend_first(waiting)
+                if flight is None:
                     continue
                 before = flight.undelivered
                 try:
@@ -65,6 +65,15 @@ class Absences:
         finally:
             self._probes.pop(subject, None)
             self._waiting.pop(subject, None)
+
+    @staticmethod
+    def _resend_first(waiting: deque[tuple[Waiting, Flight]]) -> Flight | None:
+        """The first attempt that still matters, sent; those that do not are passed over without a pause."""
+        while waiting:
+            run, flight = waiting.popleft()
+            if run.resend(flight):
+                return flight
+        return None
 
     @staticmethod
     def _release(waiting: deque[tuple[Waiting, Flight]]) -> None:

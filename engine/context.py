@@ -144,7 +144,7 @@ class Context:
             response_type,
             decode,
             limit,
-            retry or CALL_POLICY,
+            _policy(retry, CALL_POLICY),
             tuple(grpc_metadata.encode(metadata)) if metadata else (),
         )
         return self._steps.issue(Kind.CALL, name, journal.digest(Kind.CALL, subject.encode(), request.data), call=call)
@@ -168,11 +168,15 @@ class Context:
         It runs again only if its processor died before the result was stored. One attempt, unless
         `retry=RetryPolicy(...)` is given, which is not passed on to the function.
 
-        Raises StepFailedError, live and in replay alike, when it raised.
+        Raises StepFailedError, live and in replay alike, when it raised; TypeError for what is no function.
         """
-        policy = kwargs.pop("retry", None) or RUN_POLICY
+        policy = _policy(kwargs.pop("retry", None), RUN_POLICY)
         if not isinstance(name, str) or not name:  # type: ignore[redundant-expr]  # ctx.run(function) is a common slip
             raise InvalidNameError("step name", name, "a text that is not empty")
+        if not callable(function):
+            if inspect.iscoroutine(function):  # type: ignore[unreachable]
+                function.close()  # else Python warns that nobody awaited it
+            raise TypeError(f"ctx.run({name!r}, …) takes a function and its arguments, not what it returns")
         body = Body(function, args, kwargs, policy, _return_type(function))
         step = self._steps.issue(Kind.RUN, name, journal.digest(Kind.RUN, name.encode()), body=body)
         return await step.future
@@ -251,6 +255,12 @@ class Context:
     def issue(self, kind: str, name: str, digest: str, *, body: Body | None = None) -> Step:
         """Issue a step: for the rooms of the engine."""
         return self._steps.issue(kind, name, digest, body=body)
+
+
+def _policy(given: Any, default: RetryPolicy) -> RetryPolicy:
+    if given is not None and not isinstance(given, RetryPolicy):
+        raise TypeError(f"retry={given!r}: give an engine.RetryPolicy")
+    return given or default
 
 
 class _Logger(logging.LoggerAdapter[logging.Logger]):

@@ -15,7 +15,7 @@ import grpc
 
 from engine import journal, names, values
 from engine.clock import NANOS
-from engine.errors import EncodeError, PayloadTooLargeError
+from engine.errors import PayloadTooLargeError
 from engine.flight import Flight, request_headers
 from engine.model import Failure, Kind, Mark, Step
 from engine.records import failure_to_bytes
@@ -74,7 +74,7 @@ class Effects:
 
     def wake(self) -> None:
         """Do what was put off while the run was held."""
-        for flight in list(self.flights.values()):
+        for flight in sorted(self.flights.values(), key=lambda flight: (flight.step.due_ns, flight.step.number)):
             if flight.is_writing:
                 self._put(flight)
             else:
@@ -194,7 +194,7 @@ class Effects:
 
     def resend(self, flight: Flight) -> bool:
         """Send an undelivered attempt again, if it still matters; whether it was sent."""
-        if self._run.dropped or self.flights.get(flight.step.number) is not flight or not flight.step.is_open:
+        if self._run.dropped or self.flights.get(flight.step.number) is not flight:
             return False
         if self._run.is_still:  # for a moment: it is sent when the run goes on
             flight.after(0.0, self._send, flight)
@@ -227,16 +227,18 @@ class Effects:
 
     def _body_done(self, flight: Flight, future: "asyncio.Future[Any]") -> None:
         number = flight.step.number
-        if self._run.dropped or future.cancelled() or self.flights.get(number) is not flight:
-            return
+        if self._run.dropped or flight.body is None or self.flights.get(number) is not flight:
+            return  # cancelled by us
         flight.body = None
-        error = future.exception()
+        try:
+            self._record_body(flight, future)
+        except Exception as error:  # noqa: BLE001  # a value or an exception of the user's whose own methods fail
+            self._run.fail(describe_exception(error))
+
+    def _record_body(self, flight: Flight, future: "asyncio.Future[Any]") -> None:
+        error = asyncio.CancelledError() if future.cancelled() else future.exception()
         if error is None:
-            try:
-                payload = values.encode(future.result(), f"the value of ctx.run({flight.step.name!r})")
-            except EncodeError as problem:
-                self._run.fail(describe_exception(problem))
-                return
+            payload = values.encode(future.result(), f"the value of ctx.run({flight.step.name!r})")
             self._write(flight, Mark.VALUE, payload.data, payload.type)
             return
         failure = describe_exception(error)

@@ -38,6 +38,12 @@ def read_entry(subject: str, data: bytes, block: bytes) -> Entry | None:
 
     Sequence and time are the server's words in its header block.
     """
+    sequence, time_ns = int(field(block, b"Nats-Sequence")), parse_time(field(block, b"Nats-Time-Stamp"))
+    return read_stored(subject, sequence, time_ns, data, block)
+
+
+def read_stored(subject: str, sequence: int, time_ns: int, data: bytes, block: bytes) -> Entry | None:
+    """The same where the server tells sequence and time apart from the message."""
     slot = names.parse_slot(subject)
     if slot is None:
         return None
@@ -46,8 +52,8 @@ def read_entry(subject: str, data: bytes, block: bytes) -> Entry | None:
         found = header_block.parse(block)
         mark, type_ = found.get(Mark.HEADER, ""), found.get(TYPE_HEADER, "")
     return Entry(
-        int(field(block, b"Nats-Sequence")),
-        parse_time(field(block, b"Nats-Time-Stamp")),
+        sequence,
+        time_ns,
         slot.step,
         slot.attempt,
         slot.kind,

@@ -92,10 +92,10 @@ class Keepalive:
     async def _run(self) -> None:
         connection = await Connection.open(self._options)
         try:
-            next_round = 0.0
+            began = 0.0
             while not self._stop.is_set() and not connection.is_closed:
-                if elapsed() >= next_round:
-                    next_round = elapsed() + self.ack_wait / 3
+                if elapsed() >= began + self.ack_wait / 3:
+                    began = elapsed()
                     await self._round(connection)
                 self._look_at_loop()
                 await asyncio.sleep(min(0.1, self.ack_wait / 12))
@@ -111,8 +111,8 @@ class Keepalive:
 
         def answer(_data: bytes, block: bytes) -> None:
             nonlocal waiting
-            if header_block.is_no_responders(block):  # the consumer has no leader: it counts on without us
-                return
+            if header_block.is_no_responders(block):
+                return  # no consumer took it, so no time-out was put off
             waiting -= 1
             if waiting <= 0:
                 answered.set()

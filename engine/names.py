@@ -48,13 +48,14 @@ def check_key(what: str, value: object) -> str:
     return value
 
 
-def _is_number(token: str) -> bool:
-    return token.isascii() and token.isdigit()
-
-
 def is_incarnation(value: str) -> bool:
     """Whether this can be an incarnation: never trust a header to be one."""
     return _INCARNATION.fullmatch(value) is not None
+
+
+def is_number(token: str) -> bool:
+    """Whether a token is a number as we write them: ASCII digits, not too many."""
+    return token.isascii() and token.isdigit() and len(token) <= 19
 
 
 def new_incarnation() -> str:
@@ -169,7 +170,7 @@ class Names:
     def parse_command(self, subject: str) -> tuple[int, str, str]:
         """(partition, workflow, invocation) of a command's subject. Raises InvalidNameError for anything else."""
         tokens = subject.split(".")
-        if len(tokens) != 6 or tokens[2] != "cmd" or not _is_number(tokens[3]):
+        if len(tokens) != 6 or tokens[2] != "cmd" or not is_number(tokens[3]):
             raise InvalidNameError("command subject", subject, "wf.<ns>.cmd.<partition>.<workflow>.<id>")
         return int(tokens[3]), check_token("workflow", tokens[4]), check_token("invocation id", tokens[5])
 
@@ -241,6 +242,6 @@ def parse_slot(subject: str) -> Slot | None:
     if len(tokens) != 12 or tokens[2] != "j":
         return None
     kind, dash, digest = tokens[10].partition("-")
-    if not dash or not _is_number(tokens[8]) or not _is_number(tokens[9]):
+    if not dash or not is_number(tokens[8]) or not is_number(tokens[9]):
         return None
     return Slot(tokens[6], tokens[7], int(tokens[8]), int(tokens[9]), kind, digest, tokens[11])

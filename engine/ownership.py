@@ -16,7 +16,7 @@ from engine.clock import NANOS
 from engine.errors import PayloadTooLargeError
 from engine.flight import Flight
 from engine.host import Final
-from engine.model import Status, Step
+from engine.model import Kind, Status, Step
 from engine.records import Record, Wait, fit_record, input_digest, record_headers
 from engine.replay import Outcome, describe_exception
 from engine.run import Run
@@ -31,6 +31,8 @@ FINAL_TIMEOUT = 5.0
 """Seconds after which the outcome of a final write is asked for."""
 HEADER_ROOM = 1_024
 """Bytes of `max_payload` that a record leaves for its headers."""
+SCHEDULES_AT_ONCE = 256
+"""Timers of one run that are stored side by side when it is suspended."""
 MAX_WAITS = 100
 """Waits that a record lists; a run of a thousand calls at once needs no more to be understood."""
 
@@ -122,7 +124,7 @@ async def reclaim(run: Run) -> None:
             record = replace(new_record(run, Status.RUNNING), contested=True)
             if not await write_claim(run, record, creating=run.record is None):
                 return
-            read = await run.host.store.read_journal(run.shard, run.slots, record.claim_seq)
+            read = await run.host.store.read_journal(run.shard, run.slots, run.known_seq)
             if run.host.is_lease(lease):
                 break
     if not run.dropped:
@@ -136,10 +138,11 @@ async def suspend(run: Run) -> None:
         if run.dropped or replay is None or run.reclaiming or run.final is not None:
             return
         store = run.host.store
-        read = await store.read_journal(run.shard, run.slots)
+        read = await store.read_journal(run.shard, run.slots, run.known_seq)
         unseen = any(map(replay.is_unfed, read.entries))
         steps = replay.open_steps()
-        if not unseen and await _schedule(run, steps):
+        rests = not unseen and not run.effects.is_here() and all(step.kind == Kind.SLEEP for step in steps)
+        if rests and await _schedule(run, [step for step in steps if step.number >= run.scheduled_below]):
             record = replace(
                 new_record(run, Status.SUSPENDED),
                 seen_seq=read.up_to,
@@ -159,23 +162,28 @@ async def suspend(run: Run) -> None:
 
 async def _schedule(run: Run, steps: list[Step]) -> bool:
     """Have the server fire the timers. One written again after it fired fires again, and its slot refuses that."""
-    for step in steps:
-        names = run.host.names
-        headers = header_block.encode(
-            [
-                ("Nats-Schedule", f"@at {rfc3339_nanos(step.due_ns)}"),
-                ("Nats-Schedule-Target", names.fired(run.id, run.incarnation, step.number)),
-                ("Mesh-Slot", run.effects.slot(Flight(step, step.attempt))),
-                ("Mesh-Workflow", run.workflow.name),
-                ("Mesh-Partition", str(run.command.partition)),
-            ]
-        )
-        ack = await run.host.store.publish(names.schedule(run.id, run.incarnation, step.number), b"", headers)
-        if ack.error is not None:
-            logger.error("run %s: its timer cannot be stored: %s", run.id, ack.error.description)
-            return False
+    for at in range(0, len(steps), SCHEDULES_AT_ONCE):
+        acks = await asyncio.gather(*(_write_schedule(run, step) for step in steps[at : at + SCHEDULES_AT_ONCE]))
         run.timers_scheduled = True
+        for ack in acks:
+            if ack.error is not None:
+                logger.error("run %s: its timer cannot be stored: %s", run.id, ack.error.description)
+                return False
     return True
+
+
+async def _write_schedule(run: Run, step: Step) -> PubAck:
+    names = run.host.names
+    headers = header_block.encode(
+        [
+            ("Nats-Schedule", f"@at {rfc3339_nanos(step.due_ns)}"),
+            ("Nats-Schedule-Target", names.fired(run.id, run.incarnation, step.number)),
+            ("Mesh-Slot", run.effects.slot(Flight(step, step.attempt))),
+            ("Mesh-Workflow", run.workflow.name),
+            ("Mesh-Partition", str(run.command.partition)),
+        ]
+    )
+    return await run.host.store.publish(names.schedule(run.id, run.incarnation, step.number), b"", headers)
 
 
 async def hand_over(run: Run) -> None:

@@ -22,7 +22,7 @@ from engine.assets import Assets
 from engine.clock import ServerClock
 from engine.definition import Workflow
 from engine.delivered import DeliveredCommand
-from engine.errors import InvalidNameError
+from engine.errors import EngineError, InvalidNameError
 from engine.journal import parse_time
 from engine.keepalive import Keepalive
 from engine.model import Duration, Step, seconds
@@ -36,7 +36,7 @@ from engine.sweep import Sweeper
 from engine.takeup import TakeUp
 from engine.timers import TimerHandler
 from mesh.connection import Connection
-from mesh.errors import NoRespondersError, NotConnectedError
+from mesh.errors import MeshError, NoRespondersError, NotConnectedError
 from mesh.facade import Mesh
 
 logger = logging.getLogger("engine.processor")
@@ -50,7 +50,9 @@ GATE_TIMEOUT = 3.0
 THREADS = 32
 """Synchronous `ctx.run` functions that run at once."""
 CLOCK_INTERVAL = 15.0
-"""Seconds between two questions for the server's time."""
+"""Seconds between two questions for the server's time and the consumers' ack_wait."""
+HAND_OVER_TIME = 2.0
+"""Seconds that handing over takes at most when the grace of a stop is over."""
 
 
 class _StreamInfo(msgspec.Struct):
@@ -129,13 +131,13 @@ class Processor:
         self._stopping.set()
 
     async def _start(self) -> None:
-        assets = await Assets.open(self.connection, self.namespace)
+        assets = self._assets = await Assets.open(self.connection, self.namespace)
         self.names: Names = assets.names
         ack_waits = await asyncio.gather(
             *(assets.ensure_consumer(name, self._asked_ack_wait) for name in self.workflows)
         )
         await assets.ensure_timers_consumer(self._asked_ack_wait)
-        self.store = Store(self.connection, self.names)
+        self.store = Store(self.connection, self.names, assets.replicas)
         self.keepalive = Keepalive(self.connection.options, min(ack_waits))
         self.absences = Absences(self.connection)
         self.sweeper = Sweeper(self.store, self.names)
@@ -152,6 +154,7 @@ class Processor:
             )
         )
         await self._sample_clock()
+        self._sample_at = asyncio.get_running_loop().time() + CLOCK_INTERVAL
         for puller in self._pullers:
             puller.start()
 
@@ -164,8 +167,7 @@ class Processor:
             self.connection.unsubscribe(sid)
         for run in list(self.runs.values()):
             if run.invocation is None and not run.is_recorded:  # one being claimed is handed over when it is ours
-                self._hand_back(run.command)
-                run.drop("handed back: this processor stops")
+                self._give_up(run)
             elif not run.held and not run.effects.is_busy():
                 self.hand_over(run)
         self._check_idle()
@@ -176,16 +178,34 @@ class Processor:
             logger.warning(
                 "%d runs still execute a step after %g s; others will go on with them", len(self.runs), self.grace
             )
-            for run in list(self.runs.values()):
-                self._hand_back(run.command)
-                run.drop("this processor stops")
+            await self._cut_off()
         await self.timers.drain(self.grace)
         try:
             await self.connection.round_trip()
         except (TimeoutError, NotConnectedError):
             logger.warning("stopped without a connection: what was not acknowledged comes again elsewhere")
 
+    async def _cut_off(self) -> None:
+        """The grace is over: what still executes is cancelled and handed over, which counts as no loss."""
+        for run in list(self.runs.values()):
+            if not run.held:
+                run.effects.cancel()
+                self.hand_over(run)
+        try:
+            async with asyncio.timeout(HAND_OVER_TIME):
+                await self._idle.wait()
+        except TimeoutError:
+            for run in list(self.runs.values()):
+                self._give_up(run)
+
+    def _give_up(self, run: Run) -> None:
+        """Hand a command back without a word in the record. Whose command is in doubt is left alone (H8)."""
+        if not run.reclaiming:
+            self._hand_back(run.command)
+        run.drop("handed back: this processor stops")
+
     def _end(self) -> None:
+        self.store.close()
         self.keepalive.stop()
         self.absences.stop()
         self.timers.stop()
@@ -236,6 +256,7 @@ class Processor:
         run.command = command
         self.keepalive.hold(command.ack)
         self._contest(run)
+        self._start_task(self._check_ack_wait())
 
     def _hand_back(self, command: DeliveredCommand, delay: float = 0.0) -> None:
         try:
@@ -383,31 +404,51 @@ class Processor:
         except (TimeoutError, NotConnectedError, NoRespondersError, msgspec.DecodeError, ValueError):
             logger.warning("the server did not tell its time; timers go by its time stamps on stored messages")
 
+    async def _check_ack_wait(self) -> None:
+        """Renew as often as the consumers say, which another processor may have changed."""
+        try:
+            ack_waits = [await self._assets.ensure_consumer(name) for name in self.workflows]
+        except (EngineError, MeshError) as error:
+            logger.warning("the consumers cannot be looked at: %s", error)
+            return
+        if min(ack_waits) != self.keepalive.ack_wait:
+            logger.info("ack_wait is %g s now", min(ack_waits))
+            self.keepalive.ack_wait = min(ack_waits)
+
     async def _tick_for_ever(self) -> None:
         loop = asyncio.get_running_loop()
-        sample_at = loop.time() + CLOCK_INTERVAL
         while True:
             await asyncio.sleep(TICK)
-            now = loop.time()
-            if not self.connection.is_connected:
+            try:
+                if self.connection.is_connected:
+                    self._tick(loop.time())
+            except NotConnectedError:
                 continue
-            if now >= sample_at:
-                sample_at = now + CLOCK_INTERVAL
-                self._start_task(self._sample_clock())
-            self.may_act()
-            self.sweeper.tick(now)
-            for puller in self._pullers:
-                puller.tick(now)
-            for run in list(self.runs.values()):
-                try:
-                    run.tick(now)
-                    if run.invocation is None and now - run.began > GATE_TIMEOUT:
-                        self._contest(run)
-                except NotConnectedError:
-                    break
-                except Exception:  # one run's fault must not stop the look at all others
-                    logger.exception("run %s: it is let go and comes again", run.id)
-                    run.drop("an error of the processor")
+            except Exception:  # without this task nothing is claimed, repaired or pulled any more
+                logger.exception("a look at everything in memory failed; the next one follows")
+
+    def _tick(self, now: float) -> None:
+        if now >= self._sample_at:
+            self._sample_at = now + CLOCK_INTERVAL
+            self._start_task(self._sample_clock())
+            self._start_task(self._check_ack_wait())
+        self.may_act()
+        self.sweeper.tick(now)
+        for puller in self._pullers:
+            puller.tick(now)
+        for run in list(self.runs.values()):
+            self._tick_run(run, now)
+
+    def _tick_run(self, run: Run, now: float) -> None:
+        try:
+            run.tick(now)
+            if run.invocation is None and now - run.began > GATE_TIMEOUT:
+                self._contest(run)
+        except NotConnectedError:
+            raise
+        except Exception:  # one run's fault must not stop the look at all others
+            logger.exception("run %s: it is let go and comes again", run.id)
+            run.drop("an error of the processor")
 
 
 def _by_name(workflows: Iterable[Workflow[Any, Any]]) -> dict[str, Workflow[Any, Any]]:

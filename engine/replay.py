@@ -24,7 +24,6 @@ from engine.definition import Workflow
 from engine.errors import (
     CallFailedError,
     DecodeError,
-    EncodeError,
     ForeignAwaitError,
     NonDeterminismError,
     StepFailedError,
@@ -316,7 +315,7 @@ class Replay:
         if entry.step >= len(self.steps):
             return True
         step = self.steps[entry.step]
-        return step.is_open and entry.attempt == step.attempt
+        return step.is_open and entry.attempt >= step.attempt
 
     def open_steps(self) -> list[Step]:
         """Steps the code waits for."""
@@ -354,14 +353,18 @@ def feed_all(replay: Replay, entries: Sequence[Entry]) -> None:
 
 
 def describe_exception(error: BaseException) -> Failure:
-    """What is stored of an exception: class name, text, gRPC code where it has one, traceback."""
-    code = ""
-    if isinstance(error, grpc.RpcError) and hasattr(error, "code"):
-        code = error.code().name
+    """What is stored of an exception: class name, text, gRPC code where it has one, traceback.
+
+    Never raises, though the exception's own methods may.
+    """
+    name = type(error).__qualname__
     step = error.step if isinstance(error, StepFailedError) else None
-    message = error.message if isinstance(error, EncodeError) and hasattr(error, "message") else str(error)
-    text = "".join(traceback.format_exception(error)) if error.__traceback__ is not None else ""
-    return Failure(type(error).__qualname__, message, code, text, step)
+    try:
+        code = error.code().name if isinstance(error, grpc.RpcError) and hasattr(error, "code") else ""
+        text = "".join(traceback.format_exception(error)) if error.__traceback__ is not None else ""
+        return Failure(name, str(error), code, text, step)
+    except Exception as problem:  # noqa: BLE001  # of the user's exception class
+        return Failure(name, f"its text cannot be told: {type(problem).__qualname__}", step=step)
 
 
 def _code(name: str) -> grpc.StatusCode:

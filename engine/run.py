@@ -22,8 +22,8 @@ from engine.effects import Effects
 from engine.host import Final, Host
 from engine.model import Entry, Failure, Invocation, Kind, Step
 from engine.records import Record
-from engine.replay import Outcome, Replay
-from engine.store import MAX_FILTERS, Read
+from engine.replay import Outcome, Replay, describe_exception
+from engine.store import Read, Reading
 from mesh.errors import NotConnectedError
 
 logger = logging.getLogger("engine.run")
@@ -70,9 +70,11 @@ class Run:
         self.reclaiming = False
         self._operating = False
         self._lock: asyncio.Lock | None = None
-        self._reading = 0
+        self._reading: Reading | None = None
         self._read_wanted = 0
         self._complete_to = 0
+        self.known_seq = command.min_seq  # to here it has seen what is stored: no read that ends before it counts
+        self.scheduled_below = 0  # timers of steps below are in TIMERS since the run was suspended
 
     @property
     def held(self) -> bool:
@@ -113,18 +115,23 @@ class Run:
         """Build the frames anew from a complete read."""
         assert self.invocation is not None
         self._complete_to = max(self._complete_to, read.up_to)
+        self.known_seq = max(self.known_seq, read.up_to)
         if self.replay is not None:
             self.replay.put_away()
         ordered = sorted(read.entries, key=lambda entry: entry.sequence)
         seen = self.record.seen_seq if self.record is not None else 0
         replay = self.replay = Replay(self.invocation, self.workflow, self.attempts)
-        replay.is_replaying = bool(ordered)
+        replay.is_replaying = bool(ordered) or seen > 0
         self.todo = []
         with self._running_code():
             replay.start()
             for entry in ordered:
-                replay.is_replaying = entry.sequence <= seen
+                if entry.sequence > seen and replay.is_replaying:
+                    replay.is_replaying = False
+                    self.scheduled_below = len(replay.steps) if seen else 0
                 replay.feed(entry)
+            if replay.is_replaying and seen:  # nothing has come since it was suspended
+                self.scheduled_below = len(replay.steps)
             replay.is_replaying = False
         self.advance()
 
@@ -153,7 +160,7 @@ class Run:
             return
         self.host.clock.observe(entry.time_ns)
         replay = self.replay
-        if self.held or self.contested or self._reading or replay is None:
+        if self.held or self.contested or self._reading is not None or replay is None:
             self.want_read(entry.sequence)
         elif self.effects.fills_only_slot(replay, entry.step):
             self._feed([entry])
@@ -163,7 +170,8 @@ class Run:
     def want_read(self, sequence: int = 0) -> None:
         """Feed everything that is stored, at least up to this sequence."""
         self._read_wanted = max(self._read_wanted, sequence)
-        if self._reading or self.held or self.dropped:
+        self.known_seq = max(self.known_seq, sequence)
+        if self._reading is not None or self.held or self.dropped:
             return
         try:
             self._reading = self.host.store.fetch_journal(self.shard, self._filters(), self._on_read)
@@ -179,18 +187,20 @@ class Run:
         numbers = [step.number for step in replay.open_steps()]
         if self.contested:
             numbers += range(len(replay.steps), len(replay.steps) + AHEAD)
-        if len(numbers) > MAX_FILTERS:
-            return [f"{self.slots}.>"]
         return [f"{self.slots}.{number}.>" for number in numbers]
 
-    def _read_lost(self, token: int) -> None:
-        if self._reading == token and not self.dropped:
-            self.host.connection.forget(token)
-            self._reading = 0
+    def _read_lost(self, reading: Reading) -> None:
+        if self._reading is reading and not self.dropped:
+            self._end_reading()
             self.want_read()
 
+    def _end_reading(self) -> None:
+        if self._reading is not None:
+            self._reading.forget()
+            self._reading = None
+
     def _on_read(self, read: Read | None) -> None:
-        self._reading = 0
+        self._reading = None
         if self.dropped or self.held:
             return
         if read is None:  # too much for one answer
@@ -202,7 +212,10 @@ class Run:
         """Feed what a read brought; read again where it did not reach what is known to be stored."""
         replay = self.replay
         if replay is None:
-            self.replay_from(read)
+            if read.up_to >= self.known_seq:
+                self.replay_from(read)
+            else:  # off a replica that lags behind what the code has seen
+                asyncio.get_running_loop().call_later(LAGGING_PAUSE, self.want_read)
             return
         fed = replay.fed_sequence
         fresh = [entry for entry in read.entries if replay.is_unfed(entry)]
@@ -220,7 +233,7 @@ class Run:
         async with self.operation():
             if self.dropped or self.final is not None:
                 return
-            read = await self.host.store.read_journal(self.shard, self.slots, self._read_wanted)
+            read = await self.host.store.read_journal(self.shard, self.slots, self.known_seq)
         if not self.is_still:
             self.replay_from(read)
 
@@ -228,8 +241,10 @@ class Run:
         replay = self.replay
         if replay is None or not entries:
             return
+        ordered = sorted(entries, key=lambda entry: entry.sequence)
+        self.known_seq = max(self.known_seq, ordered[-1].sequence)
         with self._running_code():
-            for entry in sorted(entries, key=lambda entry: entry.sequence):
+            for entry in ordered:
                 replay.feed(entry)
         self.advance()
 
@@ -263,13 +278,19 @@ class Run:
             self._rest()
 
     def _do_todo(self) -> None:
-        todo, self.todo = self.todo, []
+        # Timers in order of due time: of two that are overdue the earlier one fires first, whenever we come to them.
+        todo, self.todo = sorted(self.todo, key=lambda step: (step.due_ns, step.number)), []
         for index, step in enumerate(todo):
             if self.held or self.dropped:
                 self.todo += todo[index:]
                 return
             if step.is_open and step.number not in self.effects.flights:
-                self.effects.perform(step)
+                try:
+                    self.effects.perform(step)
+                except Exception as error:  # what the code gave the step cannot be done: that is the run's failure
+                    logger.exception("run %s: step %d (%s) cannot be begun", self.id, step.number, step.title)
+                    self.fail(describe_exception(error))
+                    return
 
     # --- looking after it
 
@@ -278,7 +299,7 @@ class Run:
         if self.dropped:
             return
         if self.final is not None:
-            if now >= self.final.look_at:
+            if now >= self.final.look_at and not self._operating:
                 self.final.look_at = now + FINAL_TIMEOUT
                 self.host.settle(self)
         elif not self.held:
@@ -298,7 +319,7 @@ class Run:
     def _rest(self) -> None:
         """Leave memory where the code only waits: wholly (timers), or with its frames only (`--suspend-after 0`)."""
         replay = self.replay
-        if replay is None or self.held or self._reading or replay.outcome is not None:
+        if replay is None or self.held or self._reading is not None or replay.outcome is not None:
             return
         if self.effects.is_here():
             return
@@ -327,7 +348,7 @@ class Run:
         """Go on after a claim that followed silence: replay, then send and store again what is not recorded."""
         self.reclaiming = False
         self.effects.forget_requests()
-        self._reading = 0
+        self._end_reading()
         self.replay_from(read)
         self.effects.wake()
 
@@ -361,6 +382,7 @@ class Run:
         if self.dropped:
             return
         self.dropped = True
+        self._end_reading()
         host = self.host
         host.keepalive.release(self.command.ack)
         if acknowledge:

@@ -7,15 +7,17 @@ command has one form of expectation.
 """
 
 import asyncio
+import logging
 import random
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from engine import journal
-from engine.errors import PayloadTooLargeError, StoreError
+from engine.errors import DecodeError, PayloadTooLargeError, StoreError
 from engine.model import Entry
 from engine.names import Names
 from engine.records import Record, record_headers
@@ -23,20 +25,30 @@ from mesh import headers as header_block
 from mesh.connection import Connection
 from mesh.errors import NoRespondersError, NotConnectedError
 
+logger = logging.getLogger("engine.store")
+
 WRITE_TIMEOUT = 5.0
 """Seconds after which the outcome of a write is unknown. A leader change takes up to 5.5 s (measured)."""
 READ_TIMEOUT = 3.0
+PATIENCE = 5.0
+"""Seconds after which a read or write that is tried again and again is told of."""
 MAX_FILTERS = 256
 """Subjects asked for one by one in a read; beyond it the whole journal of a run is read."""
 PAGE = 1_000
-MAX_SUBJECTS = 1_024
-"""Subjects that `multi_last` answers at most (nats-server)."""
 
 NOT_FOUND = 10037
 STREAM_NOT_FOUND = 10059
 WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
 REFUSED = 10077
 """Both "this slot is filled" and "the stream is full": read the slot to tell which."""
+
+
+class _StreamState(msgspec.Struct):
+    last_seq: int = 0
+
+
+class _StreamInfo(msgspec.Struct):
+    state: _StreamState
 
 
 class ApiError(msgspec.Struct):
@@ -96,12 +108,83 @@ class Stored:
 AckCallback = Callable[[PubAck], None]
 
 
+class Reading:
+    """One read of slots, in as many requests as it takes. `forget` takes no interest in the answer any more."""
+
+    def __init__(self, store: "Store", shard: int, done: Callable[[Read | None], None]) -> None:
+        self._store = store
+        self._shard = shard
+        self._done = done
+        self._tokens: set[int] = set()
+        self._entries: list[Entry] = []
+        self._up_to: list[int] = []
+        self._parts = 0
+
+    def begin(self, parts: Sequence[Sequence[str]]) -> None:
+        """Ask for all parts. Raises NotConnectedError."""
+        names, connection = self._store.names, self._store.connection
+        self._parts = len(parts)
+        for filters in parts:
+            body = msgspec.json.encode({"multi_last": [names.anchor(self._shard), *filters]})
+            subject = names.direct_get(names.journal(self._shard))
+            self._tokens.add(connection.request_many(subject, body, self._answered))
+
+    def forget(self) -> None:
+        """Whatever still comes is dropped."""
+        for token in self._tokens:
+            self._store.connection.forget(token)
+        self._tokens.clear()
+
+    def _answered(self, payload: bytes, block: bytes) -> None:
+        status = header_block.status(block)
+        if status == 0:
+            entry = _read_direct(payload, block)
+            if entry is not None:
+                self._entries.append(entry)
+            return
+        up_to, pending = journal.field(block, b"Nats-UpTo-Sequence"), journal.field(block, b"Nats-Num-Pending")
+        # Of an answer that would pass its limit in bytes the server sends a part, and says so by what is pending.
+        if status != 204 or not up_to.isdecimal() or pending not in ("", "0"):
+            self.forget()
+            self._done(None)
+            return
+        self._up_to.append(int(up_to))
+        if len(self._up_to) == self._parts:
+            self.forget()
+            complete = min(self._up_to)
+            self._done(Read([entry for entry in self._entries if entry.sequence <= complete], complete))
+
+
 class Store:
     """Reads and writes of one namespace, over one connection."""
 
-    def __init__(self, connection: Connection, names: Names) -> None:
+    def __init__(self, connection: Connection, names: Names, replicas: int = 1) -> None:
         self.connection = connection
         self.names = names
+        self.replicas = replicas
+        self._tokens: set[int] = set()
+        self._stop_listening = connection.on_state(self._on_state)
+
+    def close(self) -> None:
+        """Take no more notice of the connection."""
+        self._stop_listening()
+
+    def _on_state(self, state: str) -> None:
+        if state == "disconnected":  # answers that were under way never come
+            for token in self._tokens:
+                self.connection.forget(token)
+            self._tokens.clear()
+
+    def _request(self, subject: str, data: bytes, headers: bytes, done: Callable[[bytes, bytes], None]) -> None:
+        """A request whose answer may never come, and then is not waited for beyond the connection's life."""
+        token = 0
+
+        def answered(payload: bytes, block: bytes) -> None:
+            self._tokens.discard(token)
+            done(payload, block)
+
+        token = self.connection.request(subject, data, answered, headers=headers)
+        self._tokens.add(token)
 
     # --- with callbacks: the happy path
 
@@ -111,49 +194,34 @@ class Store:
         def answered(payload: bytes, block: bytes) -> None:
             done(read_ack(payload, block))
 
-        self.connection.request(subject, data, answered, headers=headers)
+        self._request(subject, data, headers, answered)
 
     def put_record(self, record_bytes: bytes, headers: bytes, invocation: str, done: AckCallback) -> None:
         """Write a record by compare-and-set (the headers say which revision)."""
         self.put(self.names.record(invocation), record_bytes, headers, done)
 
-    def fetch_record(self, invocation: str, done: Callable[[Stored | None], None]) -> int:
+    def fetch_record(self, invocation: str, done: Callable[[Stored | None], None]) -> None:
         """Read a record from the leader; None is told where the answer is neither a record nor "there is none"."""
 
         def answered(payload: bytes, block: bytes) -> None:
             try:
-                done(_read_stored(payload, block))
-            except StoreError:
-                done(None)
+                stored = _read_stored(payload, block)
+            except (StoreError, DecodeError, msgspec.DecodeError):
+                stored = None
+            done(stored)
 
-        return self.connection.request(
-            self.names.get_message(self.names.execution_stream),
-            b'{"last_by_subj":"%b"}' % self.names.record(invocation).encode(),
-            answered,
-        )
+        body = b'{"last_by_subj":"%b"}' % self.names.record(invocation).encode()
+        self._request(self.names.get_message(self.names.execution_stream), body, b"", answered)
 
-    def fetch_journal(self, shard: int, filters: Sequence[str], done: Callable[[Read | None], None]) -> int:
-        """Read slots, complete up to the sequence told; None is told where the shard did not answer as it should."""
-        entries: list[Entry] = []
-        token = 0
+    def fetch_journal(self, shard: int, filters: Sequence[str], done: Callable[[Read | None], None]) -> "Reading":
+        """Read slots, complete up to the sequence told; None is told where the shard did not give all of them.
 
-        def answered(payload: bytes, block: bytes) -> None:
-            status = header_block.status(block)
-            if status == 0:
-                entry = _read_direct(payload, block)
-                if entry is not None:
-                    entries.append(entry)
-                return
-            self.connection.forget(token)
-            up_to = journal.field(block, b"Nats-UpTo-Sequence")
-            done(Read(entries, int(up_to)) if status == 204 and up_to.isdigit() else None)
-
-        token = self.connection.request_many(
-            self.names.direct_get(self.names.journal(shard)),
-            msgspec.json.encode({"multi_last": [self.names.anchor(shard), *filters]}),
-            answered,
-        )
-        return token
+        More than MAX_FILTERS subjects are asked for in parts, and what is told is complete to where the least part is.
+        Raises NotConnectedError.
+        """
+        reading = Reading(self, shard, done)
+        reading.begin([filters[at : at + MAX_FILTERS] for at in range(0, len(filters), MAX_FILTERS)] or [()])
+        return reading
 
     def acknowledge(self, ack_subject: str) -> None:
         """Tell the queue that a command is done with."""
@@ -187,44 +255,61 @@ class Store:
 
     async def read_journal(self, shard: int, slots: str, minimum: int = 0) -> Read:
         """All slots of a run, complete at least to sequence `minimum`; asks until it is told."""
-        async for _ in _backoff():
-            future: asyncio.Future[Read | None] = asyncio.get_running_loop().create_future()
+        async for _ in _backoff(f"reading {self.names.journal(shard)} to sequence {minimum}"):
             try:
-                token = self.fetch_journal(shard, [f"{slots}.>"], _into(future))
-            except NotConnectedError:
+                read = await self._read_once(shard, [f"{slots}.>"])
+                if read is None:
+                    read = await self._read_large(shard, slots)
+            except (TimeoutError, NotConnectedError):
                 continue
-            try:
-                async with asyncio.timeout(READ_TIMEOUT):
-                    read = await future
-            except TimeoutError:
-                continue
-            finally:
-                self.connection.forget(token)
-            if read is None or len(read.entries) >= MAX_SUBJECTS - 1:
-                read = await self._read_pages(shard, slots)
             if read is not None and read.up_to >= minimum:
                 return read
         raise AssertionError  # _backoff never ends
 
-    async def _read_pages(self, shard: int, slots: str) -> Read | None:
-        """A journal too large for one answer: page by page, complete to where the stream was before the first."""
+    async def _read_once(self, shard: int, filters: Sequence[str]) -> Read | None:
         future: asyncio.Future[Read | None] = asyncio.get_running_loop().create_future()
+        reading = self.fetch_journal(shard, filters, _into(future))
         try:
-            self.fetch_journal(shard, [], _into(future))
             async with asyncio.timeout(READ_TIMEOUT):
-                anchor = await future
-            if anchor is None:
-                return None
-            entries: list[Entry] = []
-            start = 1
-            while True:
+                return await future
+        finally:
+            reading.forget()
+
+    async def last_sequence(self, shard: int) -> int:
+        """The newest sequence of a shard, from its leader: a read that reaches it misses nothing stored before."""
+        data, _ = await self._ask(f"$JS.API.STREAM.INFO.{self.names.journal(shard)}", b"")
+        return msgspec.json.decode(data, type=_StreamInfo).state.last_seq
+
+    async def _read_large(self, shard: int, slots: str) -> Read | None:
+        """A journal too large for one answer, complete to where the stream was before the first part was read.
+
+        From a single server in pages; from replicas one by one off the leader, since each page may come from another.
+        """
+        up_to = await self.last_sequence(shard)
+        entries: list[Entry] = []
+        start = 1
+        while start <= up_to:
+            if self.replicas > 1:
+                page, pending = await self._read_next(shard, f"{slots}.>", start)
+            else:
                 page, pending = await self._read_page(shard, f"{slots}.>", start)
-                entries += page
-                if not page or pending == 0:
-                    return Read(entries, anchor.up_to)
-                start = page[-1].sequence + 1
-        except (NotConnectedError, TimeoutError):
-            return None
+            entries += page
+            if not page or pending == 0:
+                break
+            start = page[-1].sequence + 1
+        return Read(entries, up_to)
+
+    async def _read_next(self, shard: int, subject: str, start: int) -> tuple[list[Entry], int]:
+        """The next entry from `start` on, off the leader; none where there is none."""
+        body = msgspec.json.encode({"seq": start, "next_by_subj": subject})
+        data, _ = await self._ask(self.names.get_message(self.names.journal(shard)), body)
+        message = _decode_get(data).message
+        if message is None:
+            return [], 0
+        entry = journal.read_stored(
+            message.subject, message.seq, journal.parse_time(message.time), message.data, message.hdrs
+        )
+        return ([entry] if entry is not None else []), 1
 
     async def _read_page(self, shard: int, subject: str, start: int) -> tuple[list[Entry], int]:
         entries: list[Entry] = []
@@ -259,7 +344,7 @@ class Store:
         subject = self.names.record(record.invocation_id)
         self.check_size(f"the record of {record.invocation_id!r}", data, headers)
         unknown = False
-        async for _ in _backoff():
+        async for _ in _backoff(f"writing the record of {record.invocation_id}"):
             ack = await self.publish_once(subject, data, headers)
             if ack.error is None:
                 if not ack.duplicate:
@@ -292,7 +377,7 @@ class Store:
 
     async def publish(self, subject: str, data: bytes, headers: bytes) -> PubAck:
         """Publish until JetStream says yes or no."""
-        async for _ in _backoff():
+        async for _ in _backoff(f"publishing to {subject}"):
             ack = await self.publish_once(subject, data, headers)
             if ack.error is None or ack.error.err_code:
                 return ack
@@ -326,7 +411,7 @@ class Store:
 
     async def _ask(self, subject: str, data: bytes) -> tuple[bytes, bytes]:
         """Ask JetStream's API until it answers."""
-        async for _ in _backoff():
+        async for _ in _backoff(f"asking {subject}"):
             try:
                 answer = await self.connection.ask(subject, data, timeout=READ_TIMEOUT)
             except (TimeoutError, NotConnectedError, NoRespondersError):
@@ -383,10 +468,14 @@ def _is_unavailable(data: bytes) -> bool:
     return error is not None and error.code in (503, 500) and error.err_code != STREAM_NOT_FOUND
 
 
-async def _backoff(first: float = 0.05, most: float = 2.0) -> AsyncIterator[None]:
+async def _backoff(what: str, first: float = 0.05, most: float = 2.0) -> AsyncIterator[None]:
     """Turns with growing pauses, for ever: the caller's task is cancelled with its run or its processor."""
     pause = first
+    warn_at = time.monotonic() + PATIENCE
     while True:
         yield
         await asyncio.sleep(pause * random.uniform(0.7, 1.3))  # noqa: S311  # spreads load
         pause = min(pause * 2, most)
+        if time.monotonic() > warn_at:
+            warn_at = float("inf")
+            logger.warning("%s has not succeeded for %.0f s; it is tried on", what, PATIENCE)

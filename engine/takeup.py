@@ -8,10 +8,12 @@ silent.
 import logging
 from dataclasses import replace
 
+import msgspec
+
 from engine import ownership
 from engine.commands import WAKE
 from engine.delivered import DeliveredCommand
-from engine.errors import PoisonError
+from engine.errors import DecodeError, PoisonError
 from engine.host import Host
 from engine.model import Failure, Invocation, Status
 from engine.records import Record
@@ -19,6 +21,9 @@ from engine.run import Run
 from engine.store import Read, Stored
 
 logger = logging.getLogger("engine.takeup")
+
+UNREADABLE_PAUSE = 30.0
+"""Seconds until a command is tried again whose run's record cannot be read."""
 
 
 class TakeUp:
@@ -49,7 +54,9 @@ class TakeUp:
 
     def _answered(self) -> None:
         self._missing -= 1
-        if self._missing or self._run.dropped or self._run.reclaiming:
+        if self._missing or self._run.dropped or self._run.reclaiming or self._run.invocation is not None:
+            return
+        if self._run.is_recorded:  # the patient gate was quicker
             return
         run, stored, read = self._run, self._stored, self._read
         if stored is not None and read is not None and is_first(run.command, stored, read):
@@ -77,7 +84,13 @@ class TakeUp:
     async def _gate(self) -> Read | None:
         """Own the run, and read its journal after that; None where there is nothing to run."""
         run, command = self._run, self._run.command
-        stored = await self._host.store.read_record(run.id)
+        try:
+            stored = await self._host.store.read_record(run.id)
+        except (DecodeError, msgspec.DecodeError):
+            logger.exception("run %s: its record cannot be read; repair or purge it", run.id)
+            self._host.store.hand_back(command.ack, UNREADABLE_PAUSE)
+            run.drop("its record cannot be read")
+            return None
         record = stored.record
         run.revision = stored.revision
         if record is None and command.kind == WAKE:
@@ -98,7 +111,7 @@ class TakeUp:
         """No record: never taken up, or lost in its first second, or its record is on its way."""
         run, host, command = self._run, self._host, self._run.command
         self._invocation = fresh_invocation(command)
-        read = await host.store.read_journal(run.shard, run.slots)
+        read = await host.store.read_journal(run.shard, run.slots, await host.store.last_sequence(run.shard))
         if is_first(command, stored, read):
             return read
         run.contested = True
@@ -111,8 +124,10 @@ class TakeUp:
         run, host, command = self._run, self._host, self._run.command
         self._invocation = recorded_invocation(record)
         self._timers_scheduled = record.seen_seq > 0
-        lost = record.status == Status.RUNNING and record.owner not in {"", host.owner}
-        minimum = max(record.seen_seq, record.tail_seq, command.min_seq)
+        # A claim of this very holding, repeated because its lease lapsed, is no loss.
+        again = run.record is not None and (run.record.run, run.record.owner) == (record.run, record.owner)
+        lost = record.status == Status.RUNNING and bool(record.owner) and not again
+        minimum = max(record.seen_seq, record.tail_seq, command.min_seq, await host.store.last_sequence(run.shard))
         read = await host.store.read_journal(run.shard, run.slots, minimum)
         progress = any(entry.sequence > record.claim_seq for entry in read.entries)
         strikes = (0 if progress else record.strikes) + 1 if lost else 0
@@ -137,7 +152,7 @@ class TakeUp:
         run, host = self._run, self._host
         if not await ownership.write_claim(run, record, creating=creating):
             return None
-        return await host.store.read_journal(run.shard, run.slots, record.claim_seq)
+        return await host.store.read_journal(run.shard, run.slots, await host.store.last_sequence(run.shard))
 
     async def _park(self, record: Record, strikes: int) -> None:
         """The run takes its processors down with it: failed, and nothing of it is run."""

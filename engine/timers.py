@@ -12,7 +12,7 @@ import time
 
 from engine import journal, names
 from engine.commands import wake_headers
-from engine.model import Mark, Status
+from engine.model import Kind, Mark, Status
 from engine.names import Names
 from engine.pull import Delivery
 from engine.store import REFUSED, Store
@@ -78,8 +78,8 @@ class TimerHandler:
         subject = found.get("Mesh-Slot", "")
         slot = names.parse_slot(subject)
         workflow, partition = found.get("Mesh-Workflow", ""), found.get("Mesh-Partition", "")
-        if slot is None or not partition.isdigit():
-            logger.warning("a fired timer without a slot was dropped: %s", delivery.subject)
+        if slot is None or slot.kind != Kind.SLEEP or not names.is_number(partition):
+            logger.warning("a fired timer that is no timer's was dropped: %s", delivery.subject)
             return True
         stored = await self._store.read_record(slot.invocation)
         record = stored.record
