@@ -291,6 +291,8 @@ class Effects:
     def _look_after(self, flight: Flight, now: float) -> None:
         """It should be stored by now: store what was answered, look for what was not seen."""
         flight.looked(now, MAX_LOOK_PAUSE)
+        if flight.is_sent:
+            flight.reason = ""  # it was received: why it could not be before is over
         if flight.answer is not None and not self._run.is_still:
             data, block = flight.answer
             if not flight.is_writing:

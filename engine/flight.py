@@ -76,7 +76,6 @@ class Flight:
     def sent(self, now: float, timeout: float, timed_out: Callable[["Flight"], None]) -> None:
         """The request went out."""
         self.is_sent = True
-        self.reason = ""
         self.look_at = now + self._pause
         self.after(timeout, timed_out, self)
 

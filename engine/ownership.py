@@ -104,9 +104,9 @@ async def write_claim(run: Run, record: Record, *, creating: bool) -> bool:
 
 
 async def claim(run: Run) -> None:
-    """The first record of a run that lasts: the same run number, and everybody sees `running`."""
+    """The record of a run that lasts, under the same run number: everybody sees `running`, and why it waits."""
     async with run.operation():
-        if run.dropped or run.record is not None or run.final is not None:
+        if run.dropped or run.reclaiming or run.final is not None:
             return
         if not await write_claim(run, new_record(run, Status.RUNNING), creating=False):
             return

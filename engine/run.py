@@ -34,6 +34,8 @@ READ_TIMEOUT = 1.0
 """Seconds after which a read whose answer was lost is made again."""
 FINAL_TIMEOUT = 5.0
 """Seconds between two questions for what became of the final record."""
+DESCRIBE_AFTER = 5.0
+"""Seconds between two writes of a record that say why a run waits, where that has changed."""
 LAGGING_PAUSE = 0.05
 """Seconds until a replica that lags behind what we know to be stored is asked again."""
 AHEAD = 16
@@ -63,6 +65,7 @@ class Run:
         self.todo: list[Step] = []
         self.began = asyncio.get_running_loop().time()
         self.idle_since = self.began
+        self.described_at = self.began
         self.timers_scheduled = False
         self._copy_mark = len(host.names.prefix) + 3
         self._sid = host.connection.subscribe(host.names.slot_copies(self.id, self.incarnation), self._on_slot)
@@ -310,8 +313,14 @@ class Run:
             self.host.hand_over(self)
             return
         if self.record is None and now - self.began > CLAIM_AFTER:
+            self.described_at = now
             self.host.claim(self)
             return
+        if self.record is not None and now - self.described_at > DESCRIBE_AFTER:
+            self.described_at = now
+            if self.effects.reasons() != {wait.step: wait.reason for wait in self.record.waiting_on if wait.reason}:
+                self.host.claim(self)
+                return
         self.effects.look(now)
         if self.replay is not None and now - self.idle_since >= self.host.suspend_after:
             self._rest()
