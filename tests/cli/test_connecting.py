@@ -128,7 +128,9 @@ async def test_an_unreadable_file_is_found_before_anything_is_sent(tmp_path: Pat
 
 
 def make_certificates(folder: Path) -> None:
-    run(folder, "req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=ca")
+    # From Python 3.13 on a certificate authority has to say that it may sign.
+    usage = "-addext keyUsage=critical,keyCertSign"
+    run(folder, f"req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=ca {usage}")
     for name in ("server", "client"):
         run(folder, f"req -newkey rsa:2048 -nodes -keyout {name}.key -out {name}.csr -subj /CN={name}")
         (folder / f"{name}.ext").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
