@@ -143,6 +143,7 @@ class Effects:
     def _send(self, flight: Flight) -> None:
         """Send one attempt of a call: its reply subject is the slot."""
         if self._run.is_still or not self._host.may_act():
+            flight.put_off(self._send, flight)
             return
         step, call = flight.step, flight.step.call
         assert call is not None
@@ -162,7 +163,10 @@ class Effects:
         flight.sent(self._time(), call.timeout, self._attempt_timed_out)
 
     def _attempt_timed_out(self, flight: Flight) -> None:
-        if self._run.is_still or flight.is_writing or self.flights.get(flight.step.number) is not flight:
+        if flight.is_writing or self.flights.get(flight.step.number) is not flight:
+            return
+        if self._run.is_still:
+            flight.put_off(self._attempt_timed_out, flight)
             return
         call = flight.step.call
         assert call is not None
@@ -197,7 +201,7 @@ class Effects:
         if self._run.dropped or self.flights.get(flight.step.number) is not flight:
             return False
         if self._run.is_still:  # for a moment: it is sent when the run goes on
-            flight.after(0.0, self._send, flight)
+            flight.put_off(self._send, flight)
             return False
         self._send(flight)
         return True
@@ -216,11 +220,14 @@ class Effects:
         remaining = (flight.step.due_ns - self._host.clock.now_ns()) / NANOS
         if remaining > 0:
             flight.after(min(remaining, MAX_TIMER), self._arm, flight)
-        elif not self._run.is_still:
+        elif self._run.is_still:
+            flight.put_off(self._arm, flight)
+        else:
             self._write(flight, Mark.FIRED, b"")
 
     def _start_body(self, flight: Flight) -> None:
         if self._run.is_still or not self._host.may_act():
+            flight.put_off(self._start_body, flight)
             return
         flight.body = self._host.run_body(flight.step)
         flight.body.add_done_callback(functools.partial(self._body_done, flight))

@@ -24,6 +24,7 @@ class Flight:
     """One attempt of one step; `answer` is what its slot should hold: a service's direct copy, or what we wrote."""
 
     __slots__ = (
+        "_later",
         "_pause",
         "_timer",
         "answer",
@@ -48,7 +49,8 @@ class Flight:
         self.undelivered = 0
         self.reason = ""
         self._pause = FIRST_LOOK
-        self._timer: tuple[float, asyncio.TimerHandle, Callable[..., None], tuple[Any, ...]] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._later: tuple[Callable[..., None], tuple[Any, ...]] | None = None
 
     def delay(self, now_ns: int) -> float:
         """Seconds of back-off left before this attempt, counted from when the last one failed."""
@@ -62,16 +64,18 @@ class Flight:
     def after(self, delay: float, callback: Callable[..., None], *args: Any) -> None:
         """Call back after `delay` seconds, unless it is cancelled."""
         self._cancel_timer()
-        loop = asyncio.get_running_loop()
-        handle = loop.call_later(delay, callback, *args)  # uvloop's for a delay of 0 cannot be asked when() it is due
-        self._timer = (loop.time() + delay, handle, callback, args)
+        self._timer = asyncio.get_running_loop().call_later(delay, callback, *args)
+
+    def put_off(self, callback: Callable[..., None], *args: Any) -> None:
+        """It was time, and the run is held: call back when it goes on."""
+        self._cancel_timer()
+        self._later = (callback, args)
 
     def wake(self) -> None:
-        """Call back now what is waiting: whether it really is time, the callback looks for itself."""
-        timer = self._timer
-        if timer is not None and timer[0] <= asyncio.get_running_loop().time():
-            self._cancel_timer()
-            timer[2](*timer[3])
+        """The run goes on: call back what was put off."""
+        later, self._later = self._later, None
+        if later is not None:
+            later[0](*later[1])
 
     def sent(self, now: float, timeout: float, timed_out: Callable[["Flight"], None]) -> None:
         """The request went out."""
@@ -106,8 +110,9 @@ class Flight:
             body.cancel()
 
     def _cancel_timer(self) -> None:
+        self._later = None
         if self._timer is not None:
-            self._timer[1].cancel()
+            self._timer.cancel()
             self._timer = None
 
 

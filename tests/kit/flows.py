@@ -141,6 +141,13 @@ async def sleeper(ctx: Context, seconds: float) -> float:
 
 
 @workflow
+async def sleep_then_call(ctx: Context, seconds: float) -> str:
+    """A sleep that puts the run away, then a call that keeps it."""
+    await asyncio.sleep(seconds)
+    return await call(ctx, "Last", "awake")
+
+
+@workflow
 async def call_within(ctx: Context, seconds: float) -> str:
     """A call under a time-out of the code's own, then a sleep: the time-out stays what it was."""
     try:
@@ -201,6 +208,23 @@ async def flaky_run(ctx: Context, failures: int) -> str:
         return f"worked at {count}"
 
     return await ctx.run("flaky", fail_at_first, retry=policy)
+
+
+@workflow
+async def slow_retry(ctx: Context, seconds: float) -> int:
+    """A side effect whose first attempt fails at once and whose second one takes its time."""
+
+    async def fail_then_wait() -> int:
+        ledger = Ledger.of_environment()
+        ledger.write("begin", invocation=ctx.invocation_id, step="slow")
+        attempts = ledger.count(event="begin", invocation=ctx.invocation_id, step="slow")
+        if attempts == 1:
+            raise RuntimeError("the first attempt fails")
+        await asyncio.sleep(seconds)
+        ledger.write("end", invocation=ctx.invocation_id, step="slow")
+        return attempts
+
+    return await ctx.run("slow", fail_then_wait, retry=RetryPolicy(initial_backoff=0.05))
 
 
 @workflow

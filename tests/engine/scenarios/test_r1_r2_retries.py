@@ -38,6 +38,15 @@ async def test_a_body_that_fails_twice_and_then_works_is_tried_three_times(stage
         assert [a.error.type for a in entry.attempts] == ["RuntimeError", "RuntimeError"]
 
 
+async def test_a_retried_body_that_outlasts_the_first_second_is_started_once(stage: Stage) -> None:
+    """The run gets its record while the second attempt is being executed: that is no reason to begin it again."""
+    async with stage.client() as client:
+        await stage.processor()
+        assert await client.invoke("slow_retry", 2.0, timeout=10) == 2
+        assert stage.ledger.count(event="begin", step="slow") == 2
+        assert stage.ledger.count(event="end", step="slow") == 1
+
+
 async def test_an_exhausted_call_raises_its_last_error_with_the_count(stage: Stage) -> None:
     count = 0
 
