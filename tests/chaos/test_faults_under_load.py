@@ -28,7 +28,7 @@ DELAY = 0.3
 STEPS = 3
 SUBMITTERS = 64
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(240)]
 
 
 @dataclass(slots=True)

@@ -126,6 +126,7 @@ async def both_calls(stage: Stage) -> AsyncIterator[dict[str, Foreign]]:
         yield {"Call1": first, "Call2": second}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("instant", [before_request, after_request, after_answer, after_storage])
 async def test_a_run_completes_and_repeats_only_what_was_not_recorded(stage: Stage, instant: Instant) -> None:

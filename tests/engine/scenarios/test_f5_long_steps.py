@@ -12,6 +12,7 @@ ACK_WAIT = 1.0
 LONG = 5 * ACK_WAIT
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 async def test_steps_of_five_ack_waits_start_once_on_healthy_processors(stage: Stage) -> None:
     async with stage.client() as client:
@@ -24,6 +25,7 @@ async def test_steps_of_five_ack_waits_start_once_on_healthy_processors(stage: S
         assert (await handle.describe()).attempts == 1
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 async def test_a_body_that_blocks_its_loop_for_five_ack_waits_is_not_taken_over(stage: Stage) -> None:
     async with stage.client() as client:
