@@ -34,8 +34,10 @@ class Flight:
         "is_writing",
         "look_at",
         "reason",
+        "sent_at",
         "step",
         "undelivered",
+        "watched",
     )
 
     def __init__(self, step: Step, attempt: int) -> None:
@@ -48,6 +50,8 @@ class Flight:
         self.look_at = float("inf")
         self.undelivered = 0
         self.reason = ""
+        self.sent_at = 0.0
+        self.watched: Any = None  # engine.watch's view of it, once it has lasted
         self._pause = FIRST_LOOK
         self._timer: asyncio.TimerHandle | None = None
         self._later: tuple[Callable[..., None], tuple[Any, ...]] | None = None
@@ -80,6 +84,7 @@ class Flight:
     def sent(self, now: float, timeout: float, timed_out: Callable[["Flight"], None]) -> None:
         """The request went out."""
         self.is_sent = True
+        self.sent_at = now
         self.look_at = now + self._pause
         self.after(timeout, timed_out, self)
 

@@ -35,6 +35,7 @@ from engine.store import Store
 from engine.sweep import Sweeper
 from engine.takeup import TakeUp
 from engine.timers import TimerHandler
+from engine.watch import CallWatch
 from mesh.connection import Connection
 from mesh.errors import MeshError, NoRespondersError, NotConnectedError
 from mesh.facade import Mesh
@@ -140,6 +141,7 @@ class Processor:
         self.store = Store(self.connection, self.names, assets.replicas)
         self.keepalive = Keepalive(self.connection.options, min(ack_waits))
         self.absences = Absences(self.connection)
+        self.watch = CallWatch(self.connection)
         self.sweeper = Sweeper(self.store, self.names)
         self.timers = TimerHandler(self.store, self.names)
         self.keepalive.start()
@@ -206,6 +208,7 @@ class Processor:
 
     def _end(self) -> None:
         self.store.close()
+        self.watch.close()
         self.keepalive.stop()
         self.absences.stop()
         self.timers.stop()
@@ -434,6 +437,7 @@ class Processor:
             self._start_task(self._check_ack_wait())
         self.may_act()
         self.sweeper.tick(now)
+        self.watch.tick(now, self.runs.values())
         for puller in self._pullers:
             puller.tick(now)
         for run in list(self.runs.values()):
