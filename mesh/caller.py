@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import logging
+import math
 import secrets
 import time
 from collections.abc import Coroutine
@@ -11,10 +12,11 @@ from typing import Any
 
 import grpc
 
-from mesh import subjects, wire
+from mesh import scope, subjects, wire
 from mesh.connection import Connection
 from mesh.errors import NotConnectedError
 from mesh.liveness import Liveness, Peer
+from mesh.session import Pulse
 
 logger = logging.getLogger("mesh.client")
 
@@ -38,6 +40,10 @@ COLD_PATIENCE = 50
 SWEEP_INTERVAL = 0.5
 """Seconds between two looks at the calls in flight, or less for a short keepalive."""
 QUESTION_TIMEOUT = 1.0
+RESEND_DELAYS = (0.005, 0.02, 0.05, 0.1, 0.2, 0.4)
+"""Seconds before a request is sent again that was not delivered though an instance serves the method."""
+READY_BACKOFF = (0.02, 0.05, 0.1, 0.2, 0.5)
+"""Seconds between attempts of a call with `wait_for_ready`, the last one repeated."""
 
 
 @dataclass(slots=True)
@@ -96,6 +102,10 @@ class Caller:
         self.room = 0
         """Bytes that a message may have, headers included: the smallest limit that applies now."""
         self.sweeper: asyncio.TimerHandle | None = None
+        self.keepalive = keepalive
+        self.streams: set[Any] = set()
+        """Open streams, each a `mesh.streamcall.StreamCall`."""
+        self.pulse = Pulse()
         self._liveness = Liveness(connection, keepalive, self._learn)
         self._peers: dict[str, Peer] = {}
         self._targets: dict[tuple[str, str | None], Target] = {}
@@ -134,7 +144,7 @@ class Caller:
 
     def close(self) -> None:
         """End everything that is under way: calls are CANCELLED."""
-        for call in list(self.pending.values()):
+        for call in [*self.pending.values(), *self.streams]:
             call.cancel()
         for task in self._tasks:
             task.cancel()
@@ -189,7 +199,7 @@ class Caller:
             self._give_turns()
             return
         text = "the connection to NATS was lost; whether the call was executed is not known"
-        for call in list(self.pending.values()):
+        for call in [*self.pending.values(), *self.streams]:
             call.fail(grpc.StatusCode.UNAVAILABLE, text)
         for question in list(self._questions.values()):
             settle(question, None)
@@ -202,7 +212,7 @@ class Caller:
         if (question := self._questions.get(subject)) is not None:
             settle(question, None)
         text = f"the NATS server does not allow this user to publish to {subject}"
-        for call in [call for call in self.pending.values() if call.target.subject == subject]:
+        for call in [call for call in (*self.pending.values(), *self.streams) if call.publishes_to(subject)]:
             call.fail(grpc.StatusCode.PERMISSION_DENIED, text)
 
     # --- bytes in flight -------------------------------------------------------------------------
@@ -299,6 +309,38 @@ class Caller:
             except NotConnectedError:
                 question.set_result(None)
         return await asyncio.shield(question)
+
+    async def after_undelivered(
+        self, target: Target, times: int, *, wait_for_ready: bool
+    ) -> tuple[float, grpc.StatusCode | None, str]:
+        """Nobody took a request. Seconds until it is sent again where that makes sense, else the code and text that
+        it ends with (M-C8, M-C10, M-D6)."""
+        methods = await self.methods_at(target.peer)
+        if methods is not None and target.method not in methods:
+            return 0.0, grpc.StatusCode.UNIMPLEMENTED, f"the service has no method {target.path}"
+        if methods is not None and times < len(RESEND_DELAYS):
+            return RESEND_DELAYS[times], None, ""
+        if wait_for_ready:
+            return READY_BACKOFF[min(times, len(READY_BACKOFF) - 1)], None, ""
+        text = f"no instance of {target.path} is listening on {target.subject}"
+        return 0.0, grpc.StatusCode.UNAVAILABLE, text
+
+    def call_deadline(self, timeout: float | None) -> tuple[float | None, bool]:
+        """When a call must be done, on `time.monotonic`, and whether `max_call` says so and not the caller.
+
+        None: the caller set no limit. A deadline of the handler we are in is inherited (M-A7). Raises ValueError for
+        a timeout that is not a number.
+        """
+        if timeout is not None and math.isnan(timeout):
+            raise ValueError("timeout is not a number")
+        now = time.monotonic()
+        if timeout != math.inf:
+            inherited = scope.inherited_deadline()
+            if inherited is not None and (timeout is None or inherited - now < timeout):
+                timeout = inherited - now
+        if timeout is None or timeout == math.inf:
+            return None, True
+        return now + min(timeout, self.max_call), timeout > self.max_call
 
     def _forget_question(self, subject: str, timer: asyncio.TimerHandle, _question: object) -> None:
         timer.cancel()

@@ -6,26 +6,21 @@ What is not the plain case (no connection, no instance, too many bytes in flight
 
 import asyncio
 import contextlib
-import math
 import time
 from collections.abc import Callable, Generator
 from typing import Any
 
 import grpc
 
-from mesh import codec, headers, liveness, metadata, scope, subjects, wire
+from mesh import codec, headers, liveness, metadata, streams, subjects, wire
 from mesh.caller import MAX_BYTES_IN_FLIGHT, Caller, Target
 from mesh.connection import Connection
 from mesh.errors import NotConnectedError, ProtocolError, RpcError
 from mesh.liveness import Peer
 from mesh.metadata import Pairs
+from mesh.streamcall import StreamCall, ask_once
 
 Code = grpc.StatusCode
-
-RESEND_DELAYS = (0.005, 0.02, 0.05, 0.1, 0.2, 0.4)
-"""Seconds before a request is sent again that was not delivered though an instance serves the method."""
-READY_BACKOFF = (0.02, 0.05, 0.1, 0.2, 0.5)
-"""Seconds between attempts of a call with `wait_for_ready`, the last one repeated."""
 
 
 class Call:
@@ -111,21 +106,13 @@ class Call:
 
     def _set_deadline(self, timeout: float | None) -> bool:
         """False where it has passed already."""
-        if timeout is not None and math.isnan(timeout):
-            raise ValueError("timeout is not a number")
-        now = time.monotonic()
-        if timeout != math.inf:
-            inherited = scope.inherited_deadline()
-            if inherited is not None and (timeout is None or inherited - now < timeout):
-                timeout = inherited - now
-        if timeout is None or timeout == math.inf:
+        self._deadline, self._limited_by_max_call = self._caller.call_deadline(timeout)
+        if self._deadline is None:
             return True
-        if timeout <= 0:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
             return False
-        self._limited_by_max_call = timeout > self._caller.max_call
-        timeout = min(timeout, self._caller.max_call)
-        self._deadline = now + timeout
-        self._timer = self._caller.loop.call_later(timeout, self.expire)
+        self._timer = self._caller.loop.call_later(left, self.expire)
         return True
 
     def _start_otherwise(self, size: int) -> None:
@@ -145,12 +132,52 @@ class Call:
         self._later = caller.spawn(self._send_in_turn())
 
     def _too_large(self, size: int) -> None:
+        """Over the limit, or only too large for one message: then it goes in pieces, on a session."""
         caller = self._caller
-        if size > caller.max_send_bytes:
+        if len(self._data) > caller.max_send_bytes:
             text = wire.too_large("request", size, caller.max_send_bytes, wire.SEND_LIMIT)
+            self.fail(Code.RESOURCE_EXHAUSTED, text)
         else:
-            text = wire.too_large("request", size, caller.connection.max_payload, wire.SERVER_LIMIT)
-        self.fail(Code.RESOURCE_EXHAUSTED, text)
+            self._later = caller.spawn(self._converse(len(self._data)))
+
+    async def _converse(self, size: int, rest: str = "") -> None:
+        """Send a large request and read its answer on a session, or fetch a large answer (`rest`).
+
+        `size` counts as bytes in flight meanwhile.
+        """
+        caller = self._caller
+        counted = 0
+        try:
+            has_turn = await caller.wait_turn(None if self._wait_for_ready else caller.reconnect_grace)
+            if not has_turn:
+                self.fail(Code.UNAVAILABLE, f"no connection to NATS within {caller.reconnect_grace:g} s")
+                return
+            counted = size
+            caller.bytes_in_flight += counted
+            caller.release(0)
+            await self._ask_on_session(rest)
+        finally:
+            caller.release(counted)
+
+    async def _ask_on_session(self, rest: str) -> None:
+        session = StreamCall(self._caller, self.target, None)
+        if rest:
+            at = subjects.session_subject(self.target.subject, rest.partition(".")[0])
+            session.start_encoded([], self._deadline, open_subject=at, rest=rest.rpartition(".")[0], has_turn=True)
+        else:
+            session.put(self._data)
+            session.start_encoded(self._metadata, self._deadline, wait_for_ready=self._wait_for_ready, has_turn=True)
+        try:
+            response = await ask_once(session)
+        except asyncio.CancelledError:
+            session.cancel()
+            raise
+        except RpcError as error:
+            self._initial, self._trailing = session.initial, session.trailing
+            self.fail(error.code(), error.details() or "")
+        else:
+            self._initial, self._trailing = session.initial, session.trailing
+            self._take(response)
 
     async def _send_in_turn(self) -> None:
         caller = self._caller
@@ -227,6 +254,8 @@ class Call:
             self._take(data)
         elif not data and headers.is_no_responders(block):
             self._later = self._caller.spawn(self._undelivered())
+        elif outcome.rest and (size := _rest_size(outcome.rest)) <= self._caller.max_receive_bytes:
+            self._later = self._caller.spawn(self._converse(size, outcome.rest))
         else:
             self.fail(outcome.code, outcome.details)
 
@@ -247,21 +276,14 @@ class Call:
 
     async def _undelivered(self) -> None:
         """Nobody took the request. Safe to send again, where it makes sense (M-C8, M-C10, M-D6)."""
-        methods = await self._caller.methods_at(self.target.peer)
-        if self._done:
-            return
         times = self._undelivered_times
         self._undelivered_times += 1
-        if methods is not None and self.target.method not in methods:
-            self.fail(Code.UNIMPLEMENTED, f"the service has no method {self.target.path}")
-        elif methods is not None and times < len(RESEND_DELAYS):
-            await self._send_after(RESEND_DELAYS[times])
-        elif self._wait_for_ready:
-            await self._send_after(READY_BACKOFF[min(times, len(READY_BACKOFF) - 1)])
-        else:
-            self.fail(Code.UNAVAILABLE, f"no instance of {self.target.path} is listening on {self.target.subject}")
-
-    async def _send_after(self, delay: float) -> None:
+        delay, code, text = await self._caller.after_undelivered(
+            self.target, times, wait_for_ready=self._wait_for_ready
+        )
+        if code is not None:
+            self.fail(code, text)
+            return
         await asyncio.sleep(delay)
         if not self._done:
             self._send()
@@ -325,6 +347,10 @@ class Call:
     def name(self) -> str:
         """What its instance knows it by: its name, or its reply subject where that arrives as it is."""
         return self._call_name or ("" if self.target.peer.crosses else self._reply_subject())
+
+    def publishes_to(self, subject: str) -> bool:
+        """Whether a refusal of this subject is the end of it."""
+        return self.target.subject == subject
 
     def die(self) -> None:
         """End the call: its instance is gone."""
@@ -403,6 +429,12 @@ class Call:
             self._callbacks = [callback]
         else:
             self._callbacks.append(callback)
+
+
+def _rest_size(rest: str) -> int:
+    """Size of an answer that is held, as its name says it; a name that is none is over any limit."""
+    token, _, size = rest.partition(".")[0], *rest.rpartition(".")[1:]
+    return int(size) if streams.is_token(token.encode()) and size.isascii() and size.isdigit() else 1 << 63
 
 
 async def describe_service(

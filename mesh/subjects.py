@@ -3,6 +3,7 @@
     [<cluster>.]<prefix>.<full service name>.<Method>                 requests, queue group
     [<cluster>.]<prefix>.<full service name>.<Method>._call           questions about a call in flight,
                                                                        to every instance (M-C4)
+    [<cluster>.]<prefix>.<full service name>.<Method>._s.<token>      frames of streams, to one instance
     [<cluster>.]<prefix>.<full service name>._mesh.<question>         questions to the service, queue group
     $SRV.<VERB>[.<name>[.<id>]]                                       the services API (ADR-32)
 
@@ -21,6 +22,8 @@ CALL_TOKEN = "_call"
 named so would be another method's questions, so it is refused."""
 MESH_TOKEN = "_mesh"
 """Token beneath a service for questions to it; refused as the name of a method."""
+SESSION_TOKEN = "_s"
+"""Token beneath a method, before the token of the instance that has the session."""
 METHODS_QUESTION = "methods"
 DESCRIPTOR_QUESTION = "descriptor"
 SERVICES_API = "$SRV"
@@ -85,6 +88,11 @@ def method_subject(service: str, method: str, prefix: str = DEFAULT_PREFIX, clus
 def call_subject(subject: str) -> str:
     """Where questions about a call to the method at `subject` are asked."""
     return f"{subject}.{CALL_TOKEN}"
+
+
+def session_subject(subject: str, token: str) -> str:
+    """Where the instance known by `token` takes the frames of its sessions with the method at `subject`."""
+    return f"{subject}.{SESSION_TOKEN}.{token}"
 
 
 def question_subject(service_at: str, question: str) -> str:

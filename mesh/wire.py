@@ -6,10 +6,14 @@
                 Mesh-Deadline      the same as Unix milliseconds, so that waiting counts
                 Idempotency-Key    of an engine step: equal for all attempts
                 Mesh-Call          what the caller calls it in questions (`mesh.liveness`)
+                Mesh-Stream        opens a session (`mesh.streams`); the caller's keepalive in ms
+                Mesh-Rest          of a session: the answer held under this name is what is wanted
                 Grpc-Metadata-<k>  user metadata
     reply     payload: the message; headers only for metadata and JSON
     failure   Nats-Service-Error, Nats-Service-Error-Code   ADR-32, for everybody
               Grpc-Status, Grpc-Message                     exact, for our own clients
+              Mesh-Rest                                     the answer is too large for one message, and
+                                                            held for a moment under this name
 
 A reply may be captured by a JetStream stream, where headers are orders to the store. So replies are
 built here alone, of a fixed list of names, and never of anything that a request carried.
@@ -30,6 +34,8 @@ GRPC_TIMEOUT = "Grpc-Timeout"
 MESH_DEADLINE = "Mesh-Deadline"
 IDEMPOTENCY_KEY = "Idempotency-Key"
 MESH_CALL = "Mesh-Call"
+MESH_STREAM = "Mesh-Stream"
+MESH_REST = "Mesh-Rest"
 ERROR = "Nats-Service-Error"
 ERROR_CODE = "Nats-Service-Error-Code"
 GRPC_STATUS = "Grpc-Status"
@@ -60,13 +66,16 @@ class BadRequestError(ValueError):
 class RequestHead:
     """What the headers of a request say. Every field has a value, also where no header came."""
 
-    __slots__ = ("call_name", "deadline_ms", "is_json", "key", "metadata", "run", "timeout")
+    __slots__ = ("call_name", "deadline_ms", "is_json", "key", "metadata", "rest", "run", "stream_ms", "timeout")
 
     def __init__(self) -> None:
         self.timeout: float | None = None
         self.deadline_ms: int | None = None
         self.is_json = False
         self.call_name = ""
+        self.stream_ms = 0
+        """The caller's keepalive in milliseconds, of a request that opens a session; else 0."""
+        self.rest = ""
         self.key = ""
         self.run = -1
         """Run number of an engine step; -1 where the request is none (no key, or no run)."""
@@ -85,13 +94,15 @@ def encode_request(
     content_type: str = "",
     key: str = "",
     call_name: str = "",
+    stream_ms: int = 0,
+    rest: str = "",
     encoded_metadata: Iterable[tuple[str, str]] = (),
 ) -> bytes:
     """The header block of a request, `b""` if it needs none. `encoded_metadata` is what `metadata.encode` made.
 
     Raises ValueError, TypeError or MetadataTooLargeError as `metadata.encode`.
     """
-    has_more = user_metadata or content_type or key or call_name or encoded_metadata
+    has_more = user_metadata or content_type or key or call_name or stream_ms or encoded_metadata
     if timeout is not None and deadline_ms is not None and not has_more:
         return _PLAIN_DEADLINE % (metadata.encode_timeout(timeout).encode(), deadline_ms)
     pairs: list[tuple[str, str]] = []
@@ -105,6 +116,10 @@ def encode_request(
         pairs.append((IDEMPOTENCY_KEY, key))
     if call_name:
         pairs.append((MESH_CALL, call_name))
+    if stream_ms:
+        pairs.append((MESH_STREAM, str(stream_ms)))
+    if rest:
+        pairs.append((MESH_REST, rest))
     pairs += encoded_metadata
     if user_metadata:
         pairs += metadata.encode(user_metadata)
@@ -205,12 +220,24 @@ def _read_call_name(head: RequestHead, value: str) -> None:
     head.call_name = value[:MAX_KEY]
 
 
+def _read_stream(head: RequestHead, value: str) -> None:
+    if not (value.isascii() and value.isdigit() and 0 < len(value) <= 9 and int(value)):
+        raise BadRequestError(grpc.StatusCode.INVALID_ARGUMENT, f"{MESH_STREAM} {value[:40]!r} is not milliseconds")
+    head.stream_ms = int(value)
+
+
+def _read_rest(head: RequestHead, value: str) -> None:
+    head.rest = value[:MAX_KEY]
+
+
 _READERS = {
     "content-type": _read_content_type,
     "grpc-timeout": _read_timeout,
     "mesh-deadline": _read_deadline,
     "idempotency-key": _read_key,
     "mesh-call": _read_call_name,
+    "mesh-stream": _read_stream,
+    "mesh-rest": _read_rest,
 }
 
 
@@ -231,6 +258,7 @@ def encode_failure(
     initial: object = None,
     trailing: object = None,
     as_json: bool = False,
+    rest: str = "",
 ) -> tuple[bytes, bytes]:
     """Payload and header block of a failure (M-D2, M-D5). Raises as `metadata.encode`."""
     text = text.encode("utf-8", "replace").decode()
@@ -242,6 +270,8 @@ def encode_failure(
         (GRPC_STATUS, str(status.NUMBERS[code])),
         (GRPC_MESSAGE, metadata.encode_message(text)),
     ]
+    if rest:
+        pairs.append((MESH_REST, rest))
     body = b""
     if as_json:
         pairs.append((CONTENT_TYPE, codec.JSON))
@@ -266,6 +296,8 @@ class Outcome(NamedTuple):
     has_grpc_status: bool
     """Whether the code is the service's own word; if not it was read from the number."""
     data: bytes
+    rest: str = ""
+    """Of a failure: where the answer waits that was too large for one message."""
 
 
 def outcome(data: bytes, block: bytes) -> Outcome:
@@ -301,21 +333,19 @@ def _inline(number: int, description: str) -> Outcome:
 def _read_reply(data: bytes, found: dict[str, str]) -> Outcome:
     initial: list[Pair] = []
     trailing: list[Pair] = []
-    error = error_code = grpc_status = message = None
+    words: dict[str, str] = {}
     for name, value in found.items():
         lower = name.lower()
         if lower.startswith("grpc-metadata-") and metadata.is_key(lower[14:]):
             initial += metadata.decode(lower[14:], value)
         elif lower.startswith("grpc-trailer-") and metadata.is_key(lower[13:]):
             trailing += metadata.decode(lower[13:], value)
-        elif lower == "nats-service-error":
-            error = value
-        elif lower == "nats-service-error-code":
-            error_code = value
-        elif lower == "grpc-status":
-            grpc_status = value
-        elif lower == "grpc-message":
-            message = metadata.decode_message(value)
+        else:
+            words.setdefault(lower, value)
+    error, error_code = words.get("nats-service-error"), words.get("nats-service-error-code")
+    grpc_status = words.get("grpc-status")
+    message = metadata.decode_message(words["grpc-message"]) if "grpc-message" in words else None
+    rest = words.get("mesh-rest", "")
     if error is None and error_code is None and grpc_status in (None, "0"):
         return Outcome(True, status.OK, "", tuple(initial), tuple(trailing), None, grpc_status is not None, data)
     http_code = (
@@ -332,7 +362,7 @@ def _read_reply(data: bytes, found: dict[str, str]) -> Outcome:
         number = None
     code = status.from_http(http_code) if number is None else status.from_number(number)
     details = message if message is not None else (error or "")
-    return Outcome(False, code, details, tuple(initial), tuple(trailing), http_code, number is not None, data)
+    return Outcome(False, code, details, tuple(initial), tuple(trailing), http_code, number is not None, data, rest)
 
 
 SEND_LIMIT = "grpc.max_send_message_length"

@@ -4,6 +4,7 @@ The path under which protoc sees a file decides the Python import, its `package`
 subject. The reference services are seen as protos/NAME.proto and lie beside their source, imported
 as `protos.NAME_pb2`. The engine's own durable.proto is seen as engine/durable.proto, so that it is
 installed with the package and imported as `engine.durable_pb2`, whatever else is on the path.
+tests/mesh/protos/*.proto are seen where they lie, for tests alone.
 
 Runs in a virtual environment that holds protos/generator.txt and nothing else.
 """
@@ -22,20 +23,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
 ENGINE_OWN = "durable"
+TESTS = "tests/mesh/protos"
 
 
 def generate(out: Path) -> None:
     """Write all generated files beneath `out`, laid out as in the repository."""
     services = sorted(p.stem for p in PROTOS.glob("*.proto") if p.stem != ENGINE_OWN)
-    (out / "protos").mkdir(exist_ok=True)
-    protoc(
-        f"-Iprotos={PROTOS}",
-        f"--python_out={out}",
-        f"--pyi_out={out}",
-        f"--grpc_python_out={out}",
-        f"--mypy_grpc_out=quiet:{out}",
-        *(f"protos/{name}.proto" for name in services),
-    )
+    generate_services(out, "protos", services)
+    generate_services(out, TESTS, sorted(p.stem for p in (ROOT / TESTS).glob("*.proto")))
     if (PROTOS / f"{ENGINE_OWN}.proto").exists():
         (out / "engine").mkdir(exist_ok=True)
         protoc(
@@ -45,6 +40,19 @@ def generate(out: Path) -> None:
             f"engine/{ENGINE_OWN}.proto",
         )
         shutil.copyfile(PROTOS / f"{ENGINE_OWN}.proto", out / "engine" / f"{ENGINE_OWN}.proto")
+
+
+def generate_services(out: Path, folder: str, names: list[str]) -> None:
+    """Messages, stubs and servicers of the files of one folder."""
+    (out / folder).mkdir(parents=True, exist_ok=True)
+    protoc(
+        f"-I{folder}={ROOT / folder}",
+        f"--python_out={out}",
+        f"--pyi_out={out}",
+        f"--grpc_python_out={out}",
+        f"--mypy_grpc_out=quiet:{out}",
+        *(f"{folder}/{name}.proto" for name in names),
+    )
 
 
 def protoc(*arguments: str) -> None:
@@ -63,7 +71,7 @@ def is_generated(path: Path) -> bool:
 def differences(fresh: Path) -> list[str]:
     """Compare the generated files of the repository with freshly generated ones."""
     found: list[str] = []
-    for folder in ("protos", "engine"):
+    for folder in ("protos", "engine", TESTS):
         here = {p.name for p in (ROOT / folder).glob("*") if is_generated(p)}
         there = {p.name for p in (fresh / folder).glob("*")}
         if folder == "protos":

@@ -1,9 +1,10 @@
 """grpclib and betterproto: their stubs on the mesh's channel, their `__mapping__()` objects on its server.
 
-Both libraries speak through a small stream object, one for a stub's call and one for a servicer's;
-here those of a unary call. Failures are `mesh.RpcError` and `grpclib.GRPCError` at once.
+Both libraries speak through a small stream object, one for a stub's call and one for a servicer's.
+Failures are `mesh.RpcError` and `grpclib.GRPCError` at once.
 """
 
+import asyncio
 import functools
 import json
 import time
@@ -23,7 +24,8 @@ from mesh.caller import Caller, Target
 from mesh.client import Call
 from mesh.errors import RpcError
 from mesh.method import Method
-from mesh.server import Handler, ServerCall, ServiceDefinition
+from mesh.server import Handler, ServerCall, ServerStream, ServiceDefinition
+from mesh.streamcall import StreamCall
 
 
 class _Details(list[Any]):
@@ -76,16 +78,15 @@ def open_stream(
     timeout: float | None = None,
     deadline: Any = None,
     metadata: Any = None,
-) -> "ClientStream":
-    """What `Channel.request` returns to a stub. Raises GrpclibRpcError for a cardinality that is a stream's."""
-    if cardinality is not Cardinality.UNARY_UNARY:
-        raise GrpclibRpcError(
-            grpc.StatusCode.UNIMPLEMENTED, f"{target.path} is a stream: streams are not there yet, unary calls are"
-        )
+) -> "ClientStream | StreamingClientStream":
+    """What `Channel.request` returns to a stub."""
     if deadline is not None:
         left = deadline.time_remaining()
         timeout = left if timeout is None else min(timeout, left)
-    return ClientStream(caller, target, request_type, reply_type, timeout, metadata)
+    if cardinality is Cardinality.UNARY_UNARY:
+        return ClientStream(caller, target, request_type, reply_type, timeout, metadata)
+    call = StreamCall(caller, target, decoder(reply_type), GrpclibRpcError)
+    return StreamingClientStream(call, cardinality, encoder(request_type), timeout, metadata)
 
 
 class ClientStream:
@@ -176,6 +177,116 @@ class ClientStream:
             yield message
 
 
+class StreamingClientStream:
+    """grpclib's client stream of a call with streams."""
+
+    def __init__(
+        self,
+        call: StreamCall,
+        cardinality: Any,
+        encode: Callable[[Any], bytes],
+        timeout: float | None,
+        user_metadata: Any,
+    ) -> None:
+        self._call = call
+        self._cardinality = cardinality
+        self._encode = encode
+        self._timeout = timeout
+        self._metadata = user_metadata
+        self._is_started = False
+        self._is_raised = False
+        self.initial_metadata: Any = None
+        self.trailing_metadata: Any = None
+        self.peer = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, exc_type: type[BaseException] | None, *_rest: object) -> None:
+        call = self._call
+        if not self._is_started:
+            return
+        if exc_type is None and call.session.is_closed and not self._cardinality.server_streaming:
+            await call.settled()
+        was_running = call.cancel()
+        self._note()
+        if exc_type is None and not was_running and not self._is_raised:
+            call.raise_for_status()
+
+    def _start(self) -> None:
+        if not self._is_started:
+            self._is_started = True
+            self._call.start(self._timeout, _pairs(self._metadata))
+
+    async def send_request(self, *, end: bool = False) -> None:
+        """Open the call; with `end`, without a message. Raises ValueError for bad metadata."""
+        if end:
+            self._call.session.half_close()
+        self._start()
+        if end:
+            self._call.pipe.flush_soon()
+
+    async def send_message(self, message: Any, *, end: bool = False) -> None:
+        """Send a request; waits while the service is a window behind. Raises GrpclibRpcError, ProtocolError."""
+        if self._call.session.is_closed:
+            raise ProtocolError("Stream is closed")
+        data = self._encode(message)
+        if end and not self._is_started:
+            self._call.put(data)
+            self._start()
+            return
+        self._start()
+        try:
+            await self._call.write(data)
+        except asyncio.InvalidStateError:  # it has ended well: nobody reads any more
+            return
+        if end or not self._cardinality.client_streaming:
+            self._call.half_close()
+
+    async def end(self) -> None:
+        """No request follows."""
+        self._start()
+        self._call.half_close()
+
+    async def recv_message(self) -> Any:
+        """The next response, None after the last. Raises GrpclibRpcError."""
+        if not self._is_started:
+            raise ProtocolError("Request was not sent")
+        try:
+            return await self._call.read()
+        except BaseException:
+            self._is_raised = True
+            raise
+        finally:
+            self._note()
+
+    def _note(self) -> None:
+        self.initial_metadata = MultiDict(self._call.initial)
+        if self._call.is_done:
+            self.trailing_metadata = MultiDict(self._call.trailing)
+
+    async def recv_initial_metadata(self) -> None:
+        """Wait for `initial_metadata`."""
+        await self._call.has_initial()
+        self._note()
+
+    async def recv_trailing_metadata(self) -> None:
+        """Wait for the end of the call and `trailing_metadata`. Raises GrpclibRpcError."""
+        await self._call.settled()
+        self._note()
+        self._is_raised = True
+        self._call.raise_for_status()
+
+    async def cancel(self) -> None:
+        """End the call."""
+        self._is_raised = True
+        self._call.cancel()
+
+    async def __aiter__(self) -> Any:
+        while (message := await self.recv_message()) is not None:
+            yield message
+
+
 def _pairs(user_metadata: Any) -> Any:
     """grpclib takes mappings, multi-dicts and pairs; a MultiDict's items keep repeated keys."""
     return list(user_metadata.items()) if hasattr(user_metadata, "items") else user_metadata
@@ -233,11 +344,12 @@ def _handler(service: str, name: str, handler: Any) -> Handler:
         encoder(reply),
         json=_json(request, reply),
         response_class=reply,
+        stream=None if method.is_unary else functools.partial(_serve_stream, handler.func),
     )
 
 
 async def _serve(function: Callable[[Any], Any], request: Any, call: ServerCall) -> Any:
-    stream = ServerStream(request, call)
+    stream = UnaryServerStream(request, call)
     try:
         await function(stream)
     except GRPCError as error:
@@ -247,15 +359,18 @@ async def _serve(function: Callable[[Any], Any], request: Any, call: ServerCall)
     return stream.response()
 
 
-class ServerStream:
-    """grpclib's server stream of one unary call: receive one message, send one."""
+async def _serve_stream(function: Callable[[Any], Any], call: ServerStream) -> None:
+    try:
+        await function(StreamingServerStream(call))
+    except GRPCError as error:
+        call.fail_with(codes.from_number(error.status.value), error.message or "")
 
-    def __init__(self, request: Any, call: ServerCall) -> None:
-        self._request = request
+
+class _Served:
+    """What both kinds of server streams have."""
+
+    def __init__(self, call: Any) -> None:
         self._call = call
-        self._response: Any = None
-        self._is_sent = False
-        self._is_received = False
         self.metadata = MultiDict(call.invocation_metadata())
         self.peer = call.peer()
         self.user_agent = None
@@ -266,28 +381,9 @@ class ServerStream:
         left = self._call.time_remaining()
         return None if left is None else _Deadline(time.monotonic() + left)
 
-    async def recv_message(self) -> Any:
-        """The request; None the second time."""
-        if self._is_received:
-            return None
-        self._is_received = True
-        return self._request
-
-    async def __aiter__(self) -> Any:
-        message = await self.recv_message()
-        if message is not None:
-            yield message
-
     async def send_initial_metadata(self, *, metadata: Any = None) -> None:
-        """Metadata before the response; it travels with the answer."""
-        self._call.keep_initial(_pairs(metadata))
-
-    async def send_message(self, message: Any) -> None:
-        """The response. Raises ProtocolError for a second one."""
-        if self._is_sent:
-            raise ProtocolError("Message was already sent")
-        self._is_sent = True
-        self._response = message
+        """Metadata before the first response; of a unary call it travels with it."""
+        await self._call.send_initial_metadata(_pairs(metadata))
 
     async def send_trailing_metadata(
         self,
@@ -307,6 +403,52 @@ class ServerStream:
     async def cancel(self) -> None:
         """End the call CANCELLED."""
         self._call.cut_off(grpc.StatusCode.CANCELLED, "cancelled by its handler")
+
+
+class StreamingServerStream(_Served):
+    """grpclib's server stream of a call with streams."""
+
+    async def recv_message(self) -> Any:
+        """The next request; None after the last."""
+        return await self._call.next_request()
+
+    async def __aiter__(self) -> Any:
+        while (message := await self.recv_message()) is not None:
+            yield message
+
+    async def send_message(self, message: Any) -> None:
+        """A response; waits while the caller is a window behind."""
+        await self._call.respond(message)
+
+
+class UnaryServerStream(_Served):
+    """grpclib's server stream of one unary call: receive one message, send one."""
+
+    def __init__(self, request: Any, call: ServerCall) -> None:
+        super().__init__(call)
+        self._request = request
+        self._response: Any = None
+        self._is_sent = False
+        self._is_received = False
+
+    async def recv_message(self) -> Any:
+        """The request; None the second time."""
+        if self._is_received:
+            return None
+        self._is_received = True
+        return self._request
+
+    async def __aiter__(self) -> Any:
+        message = await self.recv_message()
+        if message is not None:
+            yield message
+
+    async def send_message(self, message: Any) -> None:
+        """The response. Raises ProtocolError for a second one."""
+        if self._is_sent:
+            raise ProtocolError("Message was already sent")
+        self._is_sent = True
+        self._response = message
 
     def response(self) -> Any:
         """What was sent; None, which is INTERNAL, where nothing was."""

@@ -14,6 +14,7 @@ from mesh.server.host import (
     HostedService,
     ServiceDefinition,
 )
+from mesh.server.stream import ServerStream
 
 __all__ = [
     "DEFAULT_MAX_CONCURRENT",
@@ -22,5 +23,6 @@ __all__ = [
     "Host",
     "HostedService",
     "ServerCall",
+    "ServerStream",
     "ServiceDefinition",
 ]

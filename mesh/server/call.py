@@ -45,6 +45,7 @@ class ServerCall:
     _timer: asyncio.TimerHandle | None = None
     _answer: Reply = (b"", b"")
     _is_good = False
+    _rest = ""
 
     def __init__(self, endpoint: "Endpoint", reply: str, head: RequestHead, began_ns: int) -> None:
         self.endpoint = endpoint
@@ -72,28 +73,46 @@ class ServerCall:
         if self._code is not None and self._code is not Code.OK:
             self.fail(self._code, self._details)
             return None
+        payload = self.payload_of(response)
+        if payload is None:
+            return None
+        block = b""
+        is_json = self.head.is_json
+        if is_json or self._initial or self._trailing:
+            block = wire.encode_success(self._initial, self._trailing, as_json=is_json)
+        host = self.endpoint.host
+        if len(payload) + len(block) > host.room:
+            self._too_large(payload, block)
+            return None
+        return payload, block
+
+    def payload_of(self, response: Any) -> bytes | None:
+        """What the handler returned, as bytes; None where it is not what it should be: the call has failed then."""
         endpoint = self.endpoint
         kind = endpoint.response_class
         if kind is not None and response.__class__ is not kind and not isinstance(response, kind):
             self.fail(Code.INTERNAL, f"the handler returned {_kind(response)}, not {endpoint.method.response_type}")
             return None
-        is_json = self.head.is_json
         try:
-            payload = endpoint.encode_json(response) if is_json else endpoint.encode(response)
+            payload = endpoint.encode_json(response) if self.head.is_json else endpoint.encode(response)
             if not isinstance(payload, bytes):
                 raise TypeError(f"the serializer returned {_kind(payload)}, not bytes")
-            block = b""
-            if is_json or self._initial or self._trailing:
-                block = wire.encode_success(self._initial, self._trailing, as_json=is_json)
         except Exception as error:  # user's types and serializers raise what they like
             logger.exception("%s: the response cannot be sent", endpoint.method.path)
             self.fail(Code.INTERNAL, f"the response does not serialize: {error}")
             return None
-        host = endpoint.host
-        if len(payload) + len(block) > host.room:
-            self.fail(Code.RESOURCE_EXHAUSTED, host.too_large("response", len(payload), len(block)))
-            return None
-        return payload, block
+        return payload
+
+    def _too_large(self, payload: bytes, block: bytes) -> None:
+        """One message cannot hold the answer. Its caller is told, and where it may be fetched, if it may be.
+
+        An engine step's reply subject is a journal slot: what goes there is final.
+        """
+        host = self.endpoint.host
+        text = host.too_large("response", len(payload), len(block))
+        if len(payload) <= host.max_send_bytes and not self.head.is_json and not self.head.key:
+            self._rest = host.hold(payload, block)
+        self.fail(Code.RESOURCE_EXHAUSTED, text)
 
     def succeed(self, reply: Reply) -> None:
         """Send the good answer, unless it was answered."""
@@ -111,11 +130,15 @@ class ServerCall:
         self._replied = True
         self.endpoint.stats.num_errors += 1
         self.endpoint.stats.last_error = f"{status.HTTP[code]}:{details}"[:1024]
-        host = self.endpoint.host
-        payload, block = _failure(code, details, self._initial, self._trailing, self.head.is_json, host.room)
-        host.publish(self.reply, payload, block)
+        reply = self._answer_failure(code, details)
         if self.step is not None:
-            self._answer = (payload, block)
+            self._answer = reply
+
+    def _answer_failure(self, code: grpc.StatusCode, details: str) -> Reply:
+        host = self.endpoint.host
+        reply = failure(code, details, self._initial, self._trailing, self.head.is_json, host.room, rest=self._rest)
+        host.publish(self.reply, *reply)
+        return reply
 
     def fail_with(self, code: grpc.StatusCode, details: str) -> None:
         """As `fail`, for a code that a user chose."""
@@ -266,10 +289,18 @@ def _kind(value: object) -> str:
     return type(value).__name__
 
 
-def _failure(code: grpc.StatusCode, details: str, initial: object, trailing: object, is_json: bool, room: int) -> Reply:
+def failure(
+    code: grpc.StatusCode,
+    details: str,
+    initial: object,
+    trailing: object,
+    is_json: bool,
+    room: int,
+    rest: str = "",
+) -> Reply:
     """The failure, without metadata where it would not fit or cannot be encoded."""
     with contextlib.suppress(ValueError, TypeError):
-        reply = wire.encode_failure(code, details, initial=initial, trailing=trailing, as_json=is_json)
+        reply = wire.encode_failure(code, details, initial=initial, trailing=trailing, as_json=is_json, rest=rest)
         if len(reply[0]) + len(reply[1]) <= room:
             return reply
-    return wire.encode_failure(code, details, as_json=is_json)
+    return wire.encode_failure(code, details, as_json=is_json, rest=rest)

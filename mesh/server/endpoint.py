@@ -15,6 +15,7 @@ from mesh.duplicates import Verdict
 from mesh.method import Method
 from mesh.micro import EndpointStats
 from mesh.server.call import ServerCall
+from mesh.server.stream import ServerStream
 from mesh.wire import RequestHead
 
 if TYPE_CHECKING:
@@ -41,12 +42,15 @@ class Handler:
 
     method: Method
     function: Function | None
-    """`await function(request, call)`; None for a cardinality that is not served."""
+    """`await function(request, call)` of a unary method, else None."""
     decode: Callable[[bytes], Any]
     encode: Callable[[Any], bytes]
     json: codec.JsonCodec | None = None
     response_class: type | None = None
     call_class: type[ServerCall] = ServerCall
+    stream: Callable[[ServerStream], Awaitable[None]] | None = None
+    """`await stream(call)` of a method with streams, else None: it reads and writes, and ends when it returns."""
+    stream_class: type[ServerStream] = ServerStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +80,12 @@ class Endpoint:
         self.stats = stats
         self.response_class = handler.response_class
         self.encode = handler.encode
-        self._decode = handler.decode
+        self.decode = handler.decode
         self._json = handler.json
         self._function = handler.function
         self._call_class = handler.call_class
+        self._stream = handler.stream
+        self._stream_class = handler.stream_class
         self._create_task: Callable[..., asyncio.Task[None]] = host.loop.create_task
 
     # --- admit -----------------------------------------------------------------------------------
@@ -111,7 +117,7 @@ class Endpoint:
                     self._refuse(reply, head, began_ns, Code.DEADLINE_EXCEEDED, text)
                     return
                 deadline = time.monotonic() + min(left, MAX_SECONDS)
-        call = self._call_class(self, reply, head, began_ns)
+        call = (self._stream_class if head.stream_ms else self._call_class)(self, reply, head, began_ns)
         if host.in_flight >= host.max_concurrent:
             self.stats.rejected += 1
             text = f"the server has its maximum of {host.max_concurrent} concurrent calls"
@@ -123,8 +129,11 @@ class Endpoint:
         elif len(data) > host.max_receive_bytes:
             text = wire.too_large("request", len(data), host.max_receive_bytes, wire.RECEIVE_LIMIT)
             call.fail(Code.RESOURCE_EXHAUSTED, text)
+        elif isinstance(call, ServerStream):
+            self._start_stream(call, data, deadline)
         elif self._function is None:
-            call.fail(Code.UNIMPLEMENTED, f"{self.method.path} is a stream: streams are not there yet")
+            text = f"{self.method.path} is a stream: it is called by a channel of the mesh, not by one message"
+            call.fail(Code.UNIMPLEMENTED, text)
         else:
             self._start(self._function, call, data, deadline)
 
@@ -153,19 +162,37 @@ class Endpoint:
 
     def _start(self, function: Function, call: ServerCall, data: bytes, deadline: float | None) -> None:
         try:
-            request = self._decode_json(data) if call.head.is_json else self._decode(data)
+            request = self._decode_json(data) if call.head.is_json else self.decode(data)
         except Exception as error:  # noqa: BLE001  # a decoder raises what it likes; the request is at fault
             self.stats.malformed += 1
-            name = self.method.request_type or codec.type_name(self._decode)
+            name = self.method.request_type or codec.type_name(self.decode)
             call.fail(Code.INVALID_ARGUMENT, f"the request does not decode as {name}: {error}")
             return
         if call.head.run >= 0 and not self._claim(call, data, deadline):
             return
+        self._begin(function, call, request, len(data), deadline)
+
+    def _start_stream(self, call: ServerStream, opening: bytes, deadline: float | None) -> None:
+        if call.head.is_json:
+            call.fail(Code.INVALID_ARGUMENT, "streams carry protobuf, not JSON")
+        elif call.accept(self.host.new_session(), opening):
+            self._begin(self._converse, call, None, len(opening), deadline)
+
+    async def _converse(self, _request: None, call: Any) -> None:
+        """Serve a session: a method with streams, or a unary one whose request was too large for one message."""
+        if self._stream is not None:
+            await self._stream(call)
+        elif self._function is not None:
+            response = await self._function(await call.only_request(), call)
+            if not call.is_answered and call.code() in (None, Code.OK):
+                await call.respond(response)
+
+    def _begin(self, function: Function, call: ServerCall, request: Any, size: int, deadline: float | None) -> None:
         if deadline is not None:
             call.bound_by(deadline)
         host = self.host
         host.in_flight += 1
-        call.size = len(data)
+        call.size = size
         host.bytes_in_flight += call.size
         self.stats.in_flight += 1
         host.calls.add(call)

@@ -6,6 +6,7 @@ import functools
 import json
 import logging
 import math
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from mesh.errors import NotConnectedError, PermissionDeniedError
 from mesh.micro import INFO, PING, STATS, EndpointInfo, ServiceInfo
 from mesh.server.call import ServerCall
 from mesh.server.endpoint import Endpoint, Handler
+from mesh.session import Pipe, Pulse
+from mesh.streams import HEAD, Session
 from mesh.wire import RequestHead
 
 logger = logging.getLogger("mesh.server")
@@ -35,6 +38,10 @@ BEAT_INTERVAL = 0.5
 ABANDON_AFTER = 1.0
 """Seconds that a stopped server waits for handlers that it cancelled."""
 MAX_QUESTION_BYTES = 65_536
+HOLD_SECONDS = 10.0
+"""For which an answer too large for one message is held until its caller fetches it."""
+MAX_HELD_BYTES = 64 << 20
+DEFAULT_KEEPALIVE = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +93,10 @@ class Host:
         max_send_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
         max_receive_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
         service_version: str = "",
+        keepalive: float = DEFAULT_KEEPALIVE,
     ) -> None:
+        if keepalive <= 0:
+            raise ValueError("keepalive is seconds above 0")
         self.mesh = mesh
         self.connection = connection
         self.prefix = subjects.check_prefix(prefix)
@@ -102,6 +112,13 @@ class Host:
         self.in_flight = 0
         self.bytes_in_flight = 0
         self.steps = Steps()
+        self.keepalive = keepalive
+        self.token = secrets.token_hex(8)
+        """By which callers address the frames of their sessions to this instance."""
+        self.sessions: dict[int, Pipe] = {}
+        self.pulse = Pulse()
+        self._held: dict[str, tuple[bytes, bytes]] = {}
+        self._held_bytes = 0
         self.idle = asyncio.Event()
         """Set when the last call ends, and when a stop is to look again."""
         self.is_started = False
@@ -196,6 +213,8 @@ class Host:
             )
             self._subscribe(subjects.call_subject(f"{at}.*"), self._on_call_question)
             self._last_sids.append(self._sids.pop())
+            self._subscribe(subjects.session_subject(f"{at}.*", self.token), self._on_frame)
+            self._last_sids.append(self._sids.pop())
             for name, endpoint in hosted.endpoints.items():
                 subject = subjects.method_subject(hosted.service, name, self.prefix, cluster)
                 self._subscribe(subject, endpoint.receive, self.queue_group)
@@ -215,6 +234,9 @@ class Host:
             self._end()
             for call in list(self.calls):
                 call.cut_off(Code.UNAVAILABLE, "the connection was closed")
+        else:
+            for pipe in list(self.sessions.values()):
+                pipe.lose("the connection to NATS was lost")
 
     def _measure(self) -> None:
         self.room = min(self.max_send_bytes, self.connection.max_payload)
@@ -240,6 +262,7 @@ class Host:
                 await self.connection.retire(sids)
             await self._finish_calls()
             await self._cut_off_calls()
+            await self._hand_over_held()
             if self._last_sids:
                 await self.connection.retire(self._last_sids)
         finally:
@@ -280,6 +303,65 @@ class Host:
             self.connection.publish(reply, payload, headers=block)
         except NotConnectedError:
             logger.debug("an answer was lost: no connection")
+
+    # --- sessions ----------------------------------------------------------------------------------
+
+    def new_session(self) -> int:
+        """A number that nobody can guess: whoever may call a service may publish to its sessions' subject."""
+        return secrets.randbits(64) or 1
+
+    def _on_frame(self, _subject: str, reply: str, data: bytes, block: bytes) -> None:
+        if len(data) >= HEAD.size:
+            pipe = self.sessions.get(HEAD.unpack_from(data)[1])
+            if pipe is not None:
+                pipe.feed(data, block)
+                return
+        if block and reply:
+            self._hand_over(reply, block)
+
+    def hold(self, payload: bytes, block: bytes) -> str:
+        """Keep an answer for a moment; returns the name that its caller fetches it by, `""` if there is no room."""
+        if self._held_bytes + len(payload) > MAX_HELD_BYTES:
+            return ""
+        name = secrets.token_hex(12)
+        self._held[name] = (payload, block)
+        self._held_bytes += len(payload)
+        self.loop.call_later(HOLD_SECONDS, self._unhold, name)
+        return f"{self.token}.{name}.{len(payload)}"
+
+    def _unhold(self, name: str) -> tuple[bytes, bytes] | None:
+        held = self._held.pop(name, None)
+        if held is not None:
+            self._held_bytes -= len(held[0])
+            self.idle.set()
+        return held
+
+    async def _hand_over_held(self) -> None:
+        """Callers that were just told where their answer is fetch it now, or not at all."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ABANDON_AFTER):
+                while self._held:
+                    self.idle.clear()
+                    await self.idle.wait()
+        self._held.clear()
+
+    def _hand_over(self, reply: str, block: bytes) -> None:
+        """Somebody fetches an answer: one message is always within the window, so all of it leaves at once."""
+        try:
+            head = wire.decode_request(block)
+        except wire.BadRequestError as error:
+            self.publish(reply, *wire.encode_failure(error.code, str(error)))
+            return
+        held = self._unhold(head.rest.partition(".")[2]) if head.stream_ms else None
+        if held is None:
+            self.publish(reply, *wire.encode_failure(Code.UNAVAILABLE, "the answer is not held any more"))
+            return
+        session = Session(self.new_session(), max_receive_bytes=0, frame_bytes=self.connection.max_payload)
+        session.accept(head.stream_ms, self.token)
+        session.write(held[0])
+        session.end(held[1])
+        for frame in session.take_output():
+            self.publish(reply, *frame)
 
     def too_large(self, what: str, size: int, headers_size: int) -> str:
         """The text of a message over the limit that applies to it."""

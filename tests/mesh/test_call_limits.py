@@ -13,7 +13,7 @@ import mesh
 from mesh import caller as caller_module
 from mesh.localserver import LocalServer
 from protos.hello_pb2 import HelloRequest, HelloResponse
-from tests.mesh.hello import greet, request, serving, stub
+from tests.mesh.hello import SUBJECT, greet, request, serving, stub
 
 Code = grpc.StatusCode
 
@@ -28,30 +28,39 @@ async def big_reply(message: HelloRequest, _context: Any) -> HelloResponse:
     return HelloResponse(message="x" * int(message.name))
 
 
-async def test_request_over_max_payload_names_it_and_harms_nothing(m: mesh.Mesh) -> None:
-    async with serving(m):
-        error = await failure(stub(m).SayHello(request("x" * (1 << 20))))
-        assert error.code() is Code.RESOURCE_EXHAUSTED
-        assert "max_payload" in (error.details() or "")
-        assert "1048576" in (error.details() or "")
-        assert (await stub(m).SayHello(request())).message == "Hello, World!"
+async def test_request_over_max_payload_goes_in_pieces(m: mesh.Mesh, caller: mesh.Mesh) -> None:
+    async with serving(m) as server:
+        replies = await asyncio.gather(*(stub(caller).SayHello(request("x" * 3_000_000)) for _ in range(20)))
+        assert {len(reply.message) for reply in replies} == {3_000_008}
+        assert (caller._caller.bytes_in_flight, len(caller._caller.streams)) == (0, 0)
+        assert (server._host._held, server._host._held_bytes) == ({}, 0)
+        assert m.connection.is_connected
 
 
 async def test_headers_count_against_max_payload(m: mesh.Mesh) -> None:
     async with serving(m):
         fits = request("x" * ((1 << 20) - 400))
         assert await stub(m).SayHello(fits)
-        error = await failure(stub(m).SayHello(fits, metadata=[("k", "v" * 500)]))
-        assert (error.code(), "max_payload" in (error.details() or "")) == (Code.RESOURCE_EXHAUSTED, True)
+        assert await stub(m).SayHello(fits, metadata=[("k", "v" * 500)])
         assert m.connection.is_connected
 
 
-async def test_reply_over_max_payload_is_an_error_of_the_call_alone(m: mesh.Mesh, caller: mesh.Mesh) -> None:
-    async with serving(m, big_reply):
+async def test_reply_over_max_payload_is_one_final_message_that_says_where_the_rest_is(
+    m: mesh.Mesh, caller: mesh.Mesh, foreigner: Any
+) -> None:
+    """Our callers fetch it; whoever does not know how reads an error, and so does a journal."""
+    async with serving(m, big_reply) as server:
         assert len((await stub(caller).SayHello(request("1000000"))).message) == 1_000_000
-        error = await failure(stub(caller).SayHello(request("1100000")))
-        assert error.code() is Code.RESOURCE_EXHAUSTED
-        assert "max_payload" in (error.details() or "")
+        assert len((await stub(caller).SayHello(request("1100000"))).message) == 1_100_000
+        large = request("1100000").SerializeToString()
+        reply = await foreigner.request(SUBJECT, large)
+        assert reply.headers["Nats-Service-Error-Code"] == "429"
+        assert "max_payload" in reply.headers["Nats-Service-Error"]
+        assert len(server._host._held) == 1
+        reply = await foreigner.request(SUBJECT, large, headers={"Idempotency-Key": "k"})
+        assert reply.headers["Nats-Service-Error-Code"] == "429"
+        assert len(server._host._held) == 1
+        server._host._held.clear()
         assert len((await stub(caller).SayHello(request("10"))).message) == 10
 
 

@@ -195,15 +195,6 @@ async def test_handler_that_sends_nothing_is_internal(grpclib_served: mesh.Serve
     assert caught.value.status is Status.INTERNAL
 
 
-async def test_streams_say_that_they_are_not_there_yet(grpclib_served: mesh.Server, caller: mesh.Mesh) -> None:
-    with pytest.raises(GRPCError, match="not there yet"):
-        await GrpclibStub(caller.channel).Many(HelloRequest(name="x"))
-    with pytest.raises(GRPCError, match="not there yet"):
-        _ = [message async for message in better(caller).many(BetterRequest(name="x"))]
-    methods = {endpoint.name for endpoint in grpclib_served.services[0].info.endpoints}
-    assert methods == {"SayHello", "Many"}
-
-
 async def test_json_of_both_kinds_of_messages(served: mesh.Server, foreigner: Any) -> None:
     json_type = {"Content-Type": "application/json"}
     reply = await foreigner.request(SUBJECT, b'{"name": "J"}', headers=json_type)

@@ -15,7 +15,7 @@ Code = grpc.StatusCode
 def test_plain_request_and_reply_have_no_header() -> None:
     assert wire.encode_request() == b""
     assert wire.encode_success() == b""
-    assert wire.outcome(b"x", b"") == (True, Code.OK, "", (), (), None, False, b"x")
+    assert wire.outcome(b"x", b"") == (True, Code.OK, "", (), (), None, False, b"x", "")
 
 
 def test_request_head_survives() -> None:

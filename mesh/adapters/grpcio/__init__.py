@@ -1,8 +1,7 @@
 """grpcio: generated stubs on `Channel`, generated servicers on `Server`, both unchanged.
 
 `Channel` is a grpc.aio.Channel and `Server` a grpc.aio.Server as far as generated code and its users
-go; ports and credentials belong to NATS and are refused. Streams are not there yet: such a method
-can be registered and is listed; calling it is UNIMPLEMENTED.
+go; ports and credentials belong to NATS and are refused.
 """
 
 from mesh.adapters.grpcio.channel import Channel, UnaryUnaryCall

@@ -1,15 +1,15 @@
 """Generated stubs on `Channel`, unchanged."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import Any, Self
 
 import grpc
 import grpc.aio
 
 from mesh import subjects
+from mesh.adapters.grpcio.streams import StreamStreamMethod, StreamUnaryMethod, UnaryStreamMethod
 from mesh.caller import Caller, Target
 from mesh.client import Call
-from mesh.errors import RpcError
 from mesh.scope import serving
 
 
@@ -88,31 +88,6 @@ class UnaryUnaryMethod(grpc.aio.UnaryUnaryMultiCallable[Any, Any]):
         return call
 
 
-if TYPE_CHECKING:
-    _StreamUnary = grpc.aio.StreamUnaryMultiCallable[Any, Any]
-    _StreamStream = grpc.aio.StreamStreamMultiCallable[Any, Any]
-else:  # grpcio 1.75's are not generic at run time
-    _StreamUnary = grpc.aio.StreamUnaryMultiCallable
-    _StreamStream = grpc.aio.StreamStreamMultiCallable
-
-
-class _StreamMethod(
-    grpc.aio.UnaryStreamMultiCallable[Any, Any],
-    _StreamUnary,
-    _StreamStream,
-):
-    """A stub's streaming method."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def __call__(self, *_args: Any, **_kwargs: Any) -> NoReturn:
-        """Raises RpcError, UNIMPLEMENTED."""
-        raise RpcError(
-            grpc.StatusCode.UNIMPLEMENTED, f"{self._path} is a stream: streams are not there yet, unary calls are"
-        )
-
-
 class Channel(grpc.aio.Channel):
     """What stubs are made with. Calls go to subjects; closing it leaves the connection open."""
 
@@ -137,10 +112,35 @@ class Channel(grpc.aio.Channel):
         """As grpc.aio. Raises InvalidNameError for a path that is none."""
         return UnaryUnaryMethod(self._caller, self._target(method), request_serializer, response_deserializer)
 
-    def _stream(self, method: str, *_args: Any, **_kwargs: Any) -> Any:
-        return _StreamMethod(self._target(method).path)
+    def unary_stream(
+        self,
+        method: str,
+        request_serializer: Callable[[Any], bytes] | None = None,
+        response_deserializer: Callable[[bytes], Any] | None = None,
+        _registered_method: bool | None = False,
+    ) -> UnaryStreamMethod:
+        """As grpc.aio. Raises InvalidNameError for a path that is none."""
+        return UnaryStreamMethod(self._caller, self._target(method), request_serializer, response_deserializer)
 
-    unary_stream = stream_unary = stream_stream = _stream
+    def stream_unary(
+        self,
+        method: str,
+        request_serializer: Callable[[Any], bytes] | None = None,
+        response_deserializer: Callable[[bytes], Any] | None = None,
+        _registered_method: bool | None = False,
+    ) -> StreamUnaryMethod:
+        """As grpc.aio. Raises InvalidNameError for a path that is none."""
+        return StreamUnaryMethod(self._caller, self._target(method), request_serializer, response_deserializer)
+
+    def stream_stream(
+        self,
+        method: str,
+        request_serializer: Callable[[Any], bytes] | None = None,
+        response_deserializer: Callable[[bytes], Any] | None = None,
+        _registered_method: bool | None = False,
+    ) -> StreamStreamMethod:
+        """As grpc.aio. Raises InvalidNameError for a path that is none."""
+        return StreamStreamMethod(self._caller, self._target(method), request_serializer, response_deserializer)
 
     def request(self, name: str, cardinality: Any, request_type: Any, reply_type: Any, **kwargs: Any) -> Any:
         """What grpclib's and betterproto's stubs call: see `mesh.adapters.grpclib`."""

@@ -6,17 +6,17 @@ from typing import Any, NoReturn
 import grpc
 import grpc.aio
 
-from mesh.server import ServerCall
+from mesh.server import ServerCall, ServerStream
 
 
 class ServicerContext(ServerCall, grpc.aio.ServicerContext[Any, Any]):
     """grpc.aio's servicer context of a unary call."""
 
-    async def read(self) -> NoReturn:
+    async def read(self) -> Any:
         """Raises: a unary call has its request as an argument."""
         raise grpc.aio.UsageError("read() is for streaming requests")
 
-    async def write(self, message: Any) -> NoReturn:
+    async def write(self, message: Any) -> None:
         """Raises: a unary call returns its response."""
         raise grpc.aio.UsageError("write() is for streaming responses")
 
@@ -37,6 +37,23 @@ class ServicerContext(ServerCall, grpc.aio.ServicerContext[Any, Any]):
     def auth_context(self) -> Mapping[str, Any]:
         """Empty: see `peer_identities`."""
         return {}
+
+
+class StreamServicerContext(ServerStream, ServicerContext):
+    """grpc.aio's servicer context of a call with streams."""
+
+    async def read(self) -> Any:
+        """The next request, `grpc.aio.EOF` after the last. Raises CancelledError where the call was cut off."""
+        request = await self.next_request()
+        return grpc.aio.EOF if request is None else request
+
+    async def write(self, message: Any) -> None:
+        """Send a response; waits while the caller is a window behind.
+
+        Raises CancelledError where the call was cut off, AbortError where the message cannot be sent: the call has
+        ended then.
+        """
+        await self.respond(message)
 
 
 class SyncServicerContext(grpc.ServicerContext):

@@ -12,7 +12,8 @@ import grpc
 import grpc.aio
 
 from mesh import codec, subjects
-from mesh.adapters.grpcio.context import ServicerContext, SyncServicerContext
+from mesh.adapters.grpcio import streaming
+from mesh.adapters.grpcio.context import ServicerContext, StreamServicerContext, SyncServicerContext
 from mesh.adapters.grpcio.limits import UNLIMITED, message_limits
 from mesh.method import Method
 from mesh.server import DEFAULT_MAX_CONCURRENT, Handler, Host, HostedService, ServerCall, ServiceDefinition
@@ -46,7 +47,6 @@ class Server(grpc.aio.Server):
         if interceptors:
             raise NotImplementedError("server interceptors are not there yet")
         send, receive = message_limits(options)
-        self.keepalive = keepalive
         self._generic: list[Any] = []
         self._pool = migration_thread_pool
         self._host = Host(
@@ -59,6 +59,7 @@ class Server(grpc.aio.Server):
             max_send_bytes=send,
             max_receive_bytes=receive,
             service_version=service_version,
+            keepalive=keepalive,
         )
 
     @property
@@ -113,7 +114,7 @@ class Server(grpc.aio.Server):
         return ServiceDefinition(
             service,
             tuple(
-                _handler(service, name, handler, methods.get(name), self._in_thread)
+                _handler(service, name, handler, methods.get(name), self._in_thread, self._stream_in_thread)
                 for name, handler in method_handlers.items()
             ),
             version=str(getattr(servicer, "version", "") or ""),
@@ -122,12 +123,17 @@ class Server(grpc.aio.Server):
         )
 
     async def _in_thread(self, function: Callable[[Any, Any], Any], request: Any, call: ServerCall) -> Any:
+        response = await self._run_in_thread(call, function, request, SyncServicerContext(call))
+        return await response if inspect.isawaitable(response) else response
+
+    async def _run_in_thread(self, call: ServerCall, function: Callable[..., Any], *arguments: Any) -> Any:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="mesh-servicer")
-        context = contextvars.copy_context()
-        work = functools.partial(context.run, function, request, SyncServicerContext(call))
-        response = await call.endpoint.host.loop.run_in_executor(self._pool, work)
-        return await response if inspect.isawaitable(response) else response
+        work = functools.partial(contextvars.copy_context().run, function, *arguments)
+        return await call.endpoint.host.loop.run_in_executor(self._pool, work)
+
+    async def _stream_in_thread(self, serve: Callable[[Any], None], call: ServerCall) -> None:
+        await self._run_in_thread(call, serve, call)
 
     async def start(self) -> None:
         """Return when the NATS server has confirmed every subscription.
@@ -192,7 +198,14 @@ def _identity(data: bytes) -> bytes:
     return data
 
 
-def _handler(service: str, name: str, handler: Any, described: Any, in_thread: Callable[..., Any]) -> Handler:
+def _handler(
+    service: str,
+    name: str,
+    handler: Any,
+    described: Any,
+    in_thread: Callable[..., Any],
+    stream_in_thread: Callable[..., Any],
+) -> Handler:
     """One method as the host serves it; `described` is its descriptor, None where there is none."""
     method = Method(
         service,
@@ -205,6 +218,14 @@ def _handler(service: str, name: str, handler: Any, described: Any, in_thread: C
     function = handler.unary_unary if method.is_unary else None
     if function is not None and not _is_async(function):
         function = functools.partial(in_thread, function)
+    stream = None
+    if not method.is_unary:
+        behavior = _behavior(handler)
+        assert behavior is not None, "a method handler has a behavior"
+        if _is_async(behavior):
+            stream = streaming.serve(behavior, method)
+        else:
+            stream = functools.partial(stream_in_thread, streaming.serve_in_thread(behavior, method))
     decode = handler.request_deserializer or _identity
     takes_messages = described is not None and handler.request_deserializer is not None
     return Handler(
@@ -215,10 +236,15 @@ def _handler(service: str, name: str, handler: Any, described: Any, in_thread: C
         json=codec.json_of(described) if takes_messages else None,
         response_class=codec.message_class(described.output_type) if takes_messages else None,
         call_class=ServicerContext,
+        stream=stream,
+        stream_class=StreamServicerContext,
     )
 
 
 def _is_async(function: Any) -> bool:
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004  # an object with an async __call__
+    called = getattr(function, "__call__", None)  # noqa: B004  # an object with an async __call__
+    return any(
+        kind(candidate)
+        for kind in (inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+        for candidate in (function, called)
     )
