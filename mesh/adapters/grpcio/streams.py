@@ -96,7 +96,7 @@ class _StreamingCall:
 class _Reading(_StreamingCall):
     """Responses that are a stream."""
 
-    _iterator: AsyncIterator[Any] | None = None
+    _is_iterated = False
     _has_read = False
 
     async def read(self) -> Any:
@@ -104,7 +104,7 @@ class _Reading(_StreamingCall):
 
         Raises RpcError, or CancelledError if the call was cancelled.
         """
-        if self._iterator is not None:
+        if self._is_iterated:
             raise grpc.aio.UsageError(_MIXED)
         self._has_read = True
         response = await self._stream.read()
@@ -113,9 +113,8 @@ class _Reading(_StreamingCall):
     def __aiter__(self) -> AsyncIterator[Any]:
         if self._has_read:
             raise grpc.aio.UsageError(_MIXED)
-        if self._iterator is None:
-            self._iterator = self._responses()
-        return self._iterator
+        self._is_iterated = True
+        return self._responses()  # not kept: with a cycle, a call that is dropped would wait for the garbage collector
 
     async def _responses(self) -> AsyncIterator[Any]:
         while (response := await self._stream.read()) is not None:
