@@ -1,14 +1,17 @@
 """`mesh call`: call a method by name, with JSON; message types come from the service itself."""
 
+import asyncio
 import base64
 import binascii
+import sys
 import time
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import click
 import grpc
-from google.protobuf import descriptor_pool, json_format, message_factory
+from google.protobuf import descriptor_pool, json_format
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.message import DecodeError, Message
@@ -16,6 +19,7 @@ from google.protobuf.message import DecodeError, Message
 from mesh import metadata, subjects, wire
 from mesh.cli import output
 from mesh.cli.asking import at_option
+from mesh.cli.conversing import codecs, converse, documents, lines_of_stdin, parse, path
 from mesh.cli.flags import connection_options, json_option
 from mesh.cli.opening import opened
 from mesh.cli.running import run
@@ -37,7 +41,8 @@ class Request:
     service: str
     """Short or full."""
     method: str
-    text: str
+    text: str | None
+    """The request, or requests, in JSON; None: they are to be read from stdin."""
     metadata: tuple[tuple[str, str | bytes], ...]
     timeout: float
     cluster: str | None
@@ -67,7 +72,9 @@ def command(
 ) -> int:
     """Call SERVICE/METHOD with a request in JSON and print the response as JSON.
 
-    SERVICE is short or full; no .proto file is needed. The exit code of a call that failed is 64 + its gRPC code.
+    SERVICE is short or full; no .proto file is needed. A stream of requests is one JSON document after another, on
+    stdin (-d @-) one a line, each sent as it comes; responses are printed one a line. The exit code of a call that
+    failed is 64 + its gRPC code.
     """
     if text is not None and data is not None:
         raise click.UsageError("the request is given twice: as an argument and by -d")
@@ -75,13 +82,13 @@ def command(
     request = Request(
         service,
         name,
-        read_input(text or data or "", stdin="@-") or "{}",
+        None if (text or data) == "@-" else read_input(text or data or "", stdin="@-"),
         tuple(_header(line) for line in header_lines),
         timeout,
         cluster,
     )
     try:
-        click.echo(run(_call(options, request)))
+        run(_call(options, request))
     except RpcError as error:
         return _failed(error, as_json=as_json)
     return output.ExitCode.DONE
@@ -123,15 +130,16 @@ def _for_json(pairs: Any) -> dict[str, str | list[str]]:
     return {key: values[0] if len(values) == 1 else values for key, values in found.items()}
 
 
-async def _call(options: ConnectOptions, request: Request) -> str:
-    """The response as JSON. Raises RpcError for everything that has a status."""
+async def _call(options: ConnectOptions, request: Request) -> None:
+    """Call, and print each response as it comes. Raises RpcError for everything that has a status."""
     async with opened(options) as m:
         try:
             service, answer = await _resolve(m, request)
             described = await _describe(m, service, request) if service else None
             if described is not None:
-                return await _call_described(m, described, request)
-            return await _call_as_json(m, service, answer, request)
+                await _call_described(m, described, request)
+            else:
+                _show(await _call_as_json(m, service, answer, request))
         except PermissionDeniedError as error:
             raise RpcError(Code.PERMISSION_DENIED, str(error)) from error
         except TimeoutError as error:
@@ -179,33 +187,43 @@ def _method(service: ServiceDescriptor, name: str) -> MethodDescriptor:
     if method is None:
         known = ", ".join(service.methods_by_name)
         raise RpcError(Code.UNIMPLEMENTED, f"{service.full_name} has no method {name}; it has {known}")
-    if method.client_streaming or method.server_streaming:
-        raise RpcError(
-            Code.UNIMPLEMENTED, f"{service.full_name}/{name} is a stream, and mesh call makes unary calls only"
-        )
     return method
 
 
-async def _call_described(m: Mesh, service: ServiceDescriptor, request: Request) -> str:
+async def _call_described(m: Mesh, service: ServiceDescriptor, request: Request) -> None:
     method = _method(service, request.method)
-    pool = service.file.pool
-    message = message_factory.GetMessageClass(method.input_type)()
-    try:
-        json_format.Parse(request.text, message, descriptor_pool=pool)
-    except json_format.ParseError as error:
-        raise output.CommandError(
-            f"the request is not a {method.input_type.full_name}: {error}",
-            output.ExitCode.USAGE,
-            code="INVALID_ARGUMENT",
-        ) from error
     channel = m.channel if request.cluster is None else m.channel.at(request.cluster)
-    call = channel.unary_unary(
-        f"/{service.full_name}/{request.method}",
-        request_serializer=type(message).SerializeToString,
-        response_deserializer=message_factory.GetMessageClass(method.output_type).FromString,
-    )
-    response: Message = await call(message, timeout=request.timeout, metadata=request.metadata or None)
-    return json_format.MessageToJson(response, indent=None, ensure_ascii=False, descriptor_pool=pool)
+    options: dict[str, Any] = {"timeout": request.timeout, "metadata": request.metadata or None}
+
+    def show(response: Message) -> None:
+        _show(json_format.MessageToJson(response, indent=None, ensure_ascii=False, descriptor_pool=service.file.pool))
+
+    if method.client_streaming:
+        texts = lines_of_stdin() if request.text is None else _each(documents(request.text))
+        await converse(channel, method, texts, show, **options)
+        return
+    message = parse(method, await _one_text(request))
+    if method.server_streaming:
+        async for response in channel.unary_stream(path(method), **codecs(method))(message, **options):
+            show(response)
+    else:
+        show(await channel.unary_unary(path(method), **codecs(method))(message, **options))
+
+
+async def _each(texts: Iterator[str]) -> AsyncIterator[str]:
+    for text in texts:
+        yield text
+
+
+async def _one_text(request: Request) -> str:
+    text = await asyncio.to_thread(sys.stdin.read) if request.text is None else request.text
+    return text.strip() or "{}"
+
+
+def _show(text: str) -> None:
+    """A response, on a line of its own, at once."""
+    click.echo(text)
+    sys.stdout.flush()
 
 
 async def _call_as_json(m: Mesh, service: str, answer: Found | None, request: Request) -> str:
@@ -224,7 +242,7 @@ async def _call_as_json(m: Mesh, service: str, answer: Found | None, request: Re
         subject = f"{request.cluster}.{subject}"
     try:
         reply = await m.connection.ask(
-            subject, request.text.encode(), headers=_headers(request), timeout=request.timeout
+            subject, (await _one_text(request)).encode(), headers=_headers(request), timeout=request.timeout
         )
     except NoRespondersError:
         raise _nobody(request) from None
