@@ -405,7 +405,7 @@ async def test_plain_functions_stream_in_threads(m: mesh.Mesh, caller: mesh.Mesh
             cut.set()
             raise
 
-    handlers = {
+    handlers: dict[str, Any] = {
         "Many": grpc.unary_stream_rpc_method_handler(many),
         "Total": grpc.stream_unary_rpc_method_handler(total),
         "Echo": grpc.stream_stream_rpc_method_handler(talk),
@@ -548,7 +548,7 @@ async def test_deadline_of_a_handler_is_inherited_by_its_streams(m: mesh.Mesh, c
         assert await echo(mesh.current()).read() == b""
         return b""
 
-    handlers = {
+    handlers: dict[str, Any] = {
         "Echo": grpc.stream_stream_rpc_method_handler(inner),
         "Outer": grpc.unary_unary_rpc_method_handler(outer),
     }
