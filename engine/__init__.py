@@ -8,10 +8,14 @@ async def hello_workflow(ctx: Context, name: str) -> str:
     return reply.message
 """
 
+from engine.awakeable import Awakeable
 from engine.client import Client, Description, Handle
 from engine.context import Context
 from engine.definition import Workflow, workflow
 from engine.errors import (
+    AwakeableNotFoundError,
+    AwakeableRejectedError,
+    AwakeableResolvedError,
     CallFailedError,
     DecodeError,
     EncodeError,
@@ -36,6 +40,10 @@ from engine.model import RetryPolicy
 from engine.processor import Processor
 
 __all__ = [
+    "Awakeable",
+    "AwakeableNotFoundError",
+    "AwakeableRejectedError",
+    "AwakeableResolvedError",
     "CallFailedError",
     "Client",
     "Context",

@@ -12,6 +12,7 @@ from random import Random
 from typing import Any, ParamSpec, Protocol, TypeVar, cast, overload
 
 from engine import descriptors, journal, values
+from engine.awakeable import Awakeable
 from engine.errors import InvalidNameError
 from engine.model import (
     CALL_POLICY,
@@ -61,6 +62,9 @@ class Steps(Protocol):
         access: StateAccess | None = None,
     ) -> Step:
         """The next step, in order of issue."""
+
+    def issue_awakeable(self, target: Any) -> Awakeable[Any]:
+        """A value that somebody outside brings."""
 
     def uuid4(self) -> uuid.UUID:
         """A UUID from the run's own randomness."""
@@ -210,6 +214,18 @@ class Context:
     async def _access(self, access: StateAccess) -> Any:
         digest = journal.digest(access.kind, access.key.encode(), access.value.data)
         return await self._steps.issue(access.kind, access.key, digest, access=access).future
+
+    @overload
+    def awakeable(self, type_: type[T]) -> Awakeable[T]: ...
+    @overload
+    def awakeable(self, type_: Any = Any) -> Awakeable[Any]: ...
+    def awakeable(self, type_: Any = Any) -> Awakeable[Any]:
+        """A value that somebody outside brings, of a type that msgspec knows or a message; a step.
+
+        Hand out its `id`, then await it. It can be resolved as soon as a later step is recorded or it is awaited; the
+        value waits. A run that only waits for it is in no process's memory.
+        """
+        return self._steps.issue_awakeable(type_)
 
     # --- what is the same in every replay
 

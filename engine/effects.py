@@ -114,7 +114,7 @@ class Effects:
     def on_direct_copy(self, subject: str, data: bytes, block: bytes) -> None:
         """What was sent to a slot, before it is stored: the server's "nobody listens", or an answer."""
         step, _, rest = subject[self._slots_end :].partition(".")
-        flight = self.flights.get(int(step))
+        flight = self.flights.get(int(step)) if step != "in" else None
         if flight is None or flight.is_writing or int(rest.partition(".")[0]) != flight.attempt:
             return
         if block and header_block.is_no_responders(block):
@@ -125,6 +125,8 @@ class Effects:
 
     def perform(self, step: Step) -> None:
         """Begin the step's present attempt."""
+        if step.kind == Kind.AWAKEABLE:
+            return  # others bring its value, as a control
         flight = self.flights[step.number] = Flight(step, step.attempt)
         if step.giving_up is not None:
             self._write(flight, Mark.GAVE_UP, failure_to_bytes(step.giving_up))

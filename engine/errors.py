@@ -15,6 +15,9 @@
       WorkflowCancelledError             and for a cancelled one
       StepFailedError                    raised in a workflow at the await of a step; catchable
         CallFailedError (mesh.RpcError)  of a call to a service, with code() and details()
+      AwakeableRejectedError             raised in a workflow at the await of an awakeable; catchable
+      AwakeableNotFoundError             no live run has issued that id
+      AwakeableResolvedError             it has its value or rejection, or its run has ended
       NonDeterminismError                the code does not ask for what the journal has recorded
       ForeignAwaitError                  the code awaits what cannot be replayed; names ctx.run
       PoisonError                        a run that takes its processors down with it
@@ -31,6 +34,9 @@ import grpc
 from mesh.errors import RpcError
 
 __all__ = [
+    "AwakeableNotFoundError",
+    "AwakeableRejectedError",
+    "AwakeableResolvedError",
     "CallFailedError",
     "DecodeError",
     "EncodeError",
@@ -175,6 +181,22 @@ class InvocationStateError(EngineError):
         self.status = status
 
 
+class AwakeableNotFoundError(EngineError):
+    """No run that is known has issued an awakeable of this id. Nothing was stored."""
+
+    def __init__(self, awakeable_id: str) -> None:
+        super().__init__(f"awakeable {_shorten(awakeable_id)} is not known: no run that is kept has issued it")
+        self.awakeable_id = awakeable_id
+
+
+class AwakeableResolvedError(EngineError):
+    """Too late: the awakeable was resolved or rejected before, or its run has ended. Nothing was changed."""
+
+    def __init__(self, awakeable_id: str, message: str = "") -> None:
+        super().__init__(message or f"awakeable {_shorten(awakeable_id)} was resolved or rejected before")
+        self.awakeable_id = awakeable_id
+
+
 class ResultTimeoutError(EngineError, TimeoutError):
     """There is no result within the time-out, of `timeout` seconds.
 
@@ -270,6 +292,15 @@ class CallFailedError(StepFailedError, RpcError):
         return _step_text(self.step, self.name, f"{self.type}: {self.message}", self.attempts)
 
     __repr__ = __str__
+
+
+class AwakeableRejectedError(EngineError):
+    """Somebody rejected what the workflow waits for. `reason` is what they said; raised at each await of it."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(reason)
+        self.name = name
+        self.reason = reason
 
 
 class NonDeterminismError(EngineError):

@@ -13,12 +13,15 @@ import grpc
 
 from engine import names, records
 from engine.errors import DecodeError
-from engine.model import Entry, Failure, Mark, Step
+from engine.model import Entry, Failure, Kind, Mark, Step
 from mesh import headers as header_block
 from mesh import metadata, wire
 
 TYPE_HEADER = "Mesh-Type"
 """Content type of a value that the owner of a run wrote."""
+
+NO_STEP = -1
+"""The step of an entry that belongs to none."""
 
 _KEPT_HEADERS = frozenset({"content-type", "mesh-entry", "mesh-type", "nats-service-error", "nats-service-error-code"})
 _KEPT_PREFIXES = ("grpc-",)
@@ -46,7 +49,7 @@ def read_stored(subject: str, sequence: int, time_ns: int, data: bytes, block: b
     """The same where the server tells sequence and time apart from the message."""
     slot = names.parse_slot(subject)
     if slot is None:
-        return None
+        return _read_inbox(subject, sequence, time_ns, data)
     mark = type_ = ""
     if b"Mesh-" in block:
         found = header_block.parse(block)
@@ -64,6 +67,13 @@ def read_stored(subject: str, sequence: int, time_ns: int, data: bytes, block: b
         data,
         block,
     )
+
+
+def _read_inbox(subject: str, sequence: int, time_ns: int, data: bytes) -> Entry | None:
+    number = names.parse_inbox(subject)
+    if number is None:
+        return None
+    return Entry(sequence, time_ns, NO_STEP, number, Kind.INBOX, "", "", Mark.VALUE, "", data)
 
 
 def is_error(block: bytes) -> bool:

@@ -43,6 +43,9 @@ class Kind:
     SET = "set"
     CLEAR = "clear"
     KEYS = "keys"
+    AWAKEABLE = "awakeable"
+    INBOX = "in"
+    """Of an entry only: it is no step, but delivers controls."""
 
 
 class Mark:
@@ -155,6 +158,33 @@ class Entry:
     data: bytes
     headers: bytes = b""
 
+    @property
+    def up_to(self) -> int:
+        """Of an inbox entry: it delivers all controls up to this sequence."""
+        return int(self.data) if self.data.isdigit() and len(self.data) < 20 else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """What somebody asked of a run, as stored: delivered to its code by an inbox entry, never at its own sequence."""
+
+    sequence: int
+    time_ns: int
+    subject: str
+    kind: str
+    request: str
+    name: str
+    type: str
+    data: bytes
+    headers: bytes = b""
+
+
+class Ask:
+    """Kinds of controls."""
+
+    CANCEL = "cancel"
+    AWAKEABLE = "awakeable"
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -218,6 +248,7 @@ class Step:
     future: Any  # of the replay's loop: what the code awaits; a timer's handle
     call: Call | None = None
     body: Body | None = None
+    target: Any = Any  # what the value of an awakeable decodes to
     access: Any = None  # engine.state.StateAccess of a step that reads or changes state
     due_ns: int = 0
     attempt: int = 1

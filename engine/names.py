@@ -11,7 +11,7 @@ can never widen a subject, name another run's slot or grow past what a server ta
     wf.<ns>.done.<invocation>                                                   a record, after it is stored
     wf.<ns>.here.<workflow>                                                     who serves a workflow
 
-A slot is `<step>.<attempt>.<kind>-<digest>.<name>`.
+A slot is `<step>.<attempt>.<kind>-<digest>.<name>`; `in.<k>` is the slot that delivers controls.
 """
 
 import re
@@ -31,6 +31,7 @@ MAX_KEY_CHARS = 256
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _ISSUED = re.compile(r"[A-Za-z0-9_-]{1,256}")
 _INCARNATION = re.compile(r"[A-Za-z0-9_-]{8,64}")
+_AWAKEABLE = re.compile(r"aw(\d\d)(.+)")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -80,6 +81,28 @@ def decode_name(token: str) -> str:
     return unquote(token)
 
 
+def awakeable_id(invocation: str, incarnation: str, step: int) -> str:
+    """The id of an awakeable that we issue: it says itself whose it is, and has the incarnation's randomness."""
+    return f"aw{len(incarnation):02d}{incarnation}{step}-{invocation}"
+
+
+def parse_awakeable_id(value: object) -> tuple[str, str, int] | None:
+    """(invocation, incarnation, step) of an id that we issued; None for one that a user has chosen.
+
+    Raises InvalidNameError for what cannot be an id at all.
+    """
+    if not isinstance(value, str) or not _ISSUED.fullmatch(value):
+        raise InvalidNameError("awakeable id", value, "1 to 256 characters of A-Z a-z 0-9 _ -")
+    found = _AWAKEABLE.fullmatch(value)
+    if found is None:
+        return None
+    length = int(found[1])
+    incarnation, (step, dash, invocation) = found[2][:length], found[2][length:].partition("-")
+    if not dash or not step.isdigit() or not is_incarnation(incarnation) or not _TOKEN.fullmatch(invocation):
+        return None
+    return invocation, incarnation, int(step)
+
+
 class Slot(NamedTuple):
     """What a journal subject says: which attempt of which step of which run, and what it was asked for."""
 
@@ -90,6 +113,16 @@ class Slot(NamedTuple):
     kind: str
     digest: str
     name: str
+
+
+class ControlSubject(NamedTuple):
+    """What a control's subject says: which run it is for, what it asks, and under which request."""
+
+    workflow: str
+    invocation: str
+    incarnation: str
+    kind: str
+    request: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +153,11 @@ class Names:
     def timers_consumer(self) -> str:
         """The durable consumer of fired timers, shared by all processors."""
         return "timers"
+
+    @property
+    def controls_consumer(self) -> str:
+        """The durable consumer of a shard's controls, shared by all processors."""
+        return "controls"
 
     @property
     def execution_bucket(self) -> str:
@@ -191,6 +229,14 @@ class Names:
         shard = self.shard(invocation)
         return f"wf.{self.namespace}.ctl.{self.cluster}.{shard}.{workflow}.{invocation}.{incarnation}"
 
+    def controls_in(self, shard: int) -> str:
+        """All controls of a shard."""
+        return f"wf.{self.namespace}.ctl.{self.cluster}.{shard}.>"
+
+    def controls_for(self, workflow: str) -> str:
+        """All controls of a workflow's runs, as they are sent."""
+        return f"wf.{self.namespace}.ctl.{self.cluster}.*.{workflow}.>"
+
     def schedule(self, invocation: str, incarnation: str, step: int) -> str:
         """Where a timer's schedule lies until it fires."""
         return f"wf.{self.namespace}.timer.s.{invocation}.{incarnation}.{step}"
@@ -234,6 +280,32 @@ class Names:
 def slot_subject(slots: str, step: int, attempt: int, kind: str, digest: str, name: str) -> str:
     """One slot beneath `Names.slots`."""
     return f"{slots}.{step}.{attempt}.{kind}-{digest}.{name}"
+
+
+def control_subject(controls: str, kind: str, request: str) -> str:
+    """One control beneath `Names.controls`."""
+    return f"{controls}.{kind}.{request}"
+
+
+def parse_control(subject: str) -> ControlSubject | None:
+    """What a control's subject says; None for anything else."""
+    tokens = subject.split(".")
+    if len(tokens) != 10 or tokens[2] != "ctl":
+        return None
+    return ControlSubject(*tokens[5:])
+
+
+def inbox_subject(slots: str, number: int) -> str:
+    """The slot beneath `Names.slots` that delivers controls for the `number`-th time."""
+    return f"{slots}.in.{number}"
+
+
+def parse_inbox(subject: str) -> int | None:
+    """Which delivery of controls a journal subject is; None for anything else."""
+    tokens = subject.split(".")
+    if len(tokens) != 10 or tokens[2] != "j" or tokens[8] != "in" or not is_number(tokens[9]):
+        return None
+    return int(tokens[9])
 
 
 def parse_slot(subject: str) -> Slot | None:

@@ -19,7 +19,7 @@ from engine.host import Final
 from engine.model import Kind, Status, Step
 from engine.records import Record, Wait, fit_record, input_digest, record_headers
 from engine.replay import Outcome, describe_exception
-from engine.run import Run
+from engine.run import SUSPENDED_KINDS, Run
 from engine.store import PubAck
 from mesh import headers as header_block
 from mesh.errors import NotConnectedError
@@ -124,7 +124,7 @@ async def reclaim(run: Run) -> None:
             record = replace(new_record(run, Status.RUNNING), contested=True)
             if not await write_claim(run, record, creating=run.record is None):
                 return
-            read = await run.host.store.read_journal(run.shard, run.slots, run.known_seq)
+            read = await run.host.store.read_journal(run.shard, run.roots, run.known_seq)
             if run.host.is_lease(lease):
                 break
     if not run.dropped:
@@ -138,17 +138,19 @@ async def suspend(run: Run) -> None:
         if run.dropped or replay is None or run.reclaiming or run.final is not None:
             return
         store = run.host.store
-        read = await store.read_journal(run.shard, run.slots, run.known_seq)
-        unseen = any(map(replay.is_unfed, read.entries))
+        read = await store.read_journal(run.shard, run.roots, run.known_seq)
+        run.inbox.read(replay, read.controls)
+        unseen = any(map(replay.is_unfed, read.entries)) or replay.mailbox.has_mail
         steps = replay.open_steps()
-        rests = not unseen and not run.effects.is_here() and all(step.kind == Kind.SLEEP for step in steps)
-        if rests and await _schedule(run, [step for step in steps if step.number >= run.scheduled_below]):
+        rests = not unseen and not run.effects.is_here() and all(step.kind in SUSPENDED_KINDS for step in steps)
+        timers = [step for step in steps if step.kind == Kind.SLEEP and step.number >= run.scheduled_below]
+        if rests and await _schedule(run, timers):
             record = replace(
                 new_record(run, Status.SUSPENDED),
                 seen_seq=read.up_to,
                 strikes=0,
                 owner="",
-                due_ns=min(step.due_ns for step in steps),
+                due_ns=min((step.due_ns for step in steps if step.due_ns), default=0),
             )
             if await store.write_record(record, run.revision):
                 run.let_go(acknowledge=True)
@@ -263,10 +265,17 @@ async def settle(run: Run) -> None:
             run.drop(LOST)
 
 
+def status_of(outcome: Outcome) -> Status:
+    """The status of a run that ended so."""
+    if outcome.cancelled:
+        return Status.CANCELLED
+    return Status.COMPLETED if outcome.failure is None else Status.FAILED
+
+
 def final_record(run: Run, outcome: Outcome) -> Record:
     """The last word about a run, with its journal."""
     steps = run.replay.steps if run.replay is not None else []
-    record = new_record(run, Status.COMPLETED if outcome.failure is None else Status.FAILED)
+    record = new_record(run, status_of(outcome))
     record.completed_ns = record.updated_ns
     record.error = outcome.failure
     record.result, record.result_type = outcome.result

@@ -26,15 +26,17 @@ from engine.errors import EngineError, InvalidNameError
 from engine.journal import parse_time
 from engine.keepalive import Keepalive
 from engine.model import Duration, Step, seconds
-from engine.names import Names
+from engine.names import Names, parse_control
 from engine.pull import Delivery, Puller
 from engine.records import Record
 from engine.replay import Outcome
 from engine.run import Run
+from engine.settler import Settler
 from engine.store import Store
 from engine.sweep import Sweeper
 from engine.takeup import TakeUp
 from engine.timers import TimerHandler
+from engine.waker import Waker
 from engine.watch import CallWatch
 from mesh.connection import Connection
 from mesh.errors import MeshError, NoRespondersError, NotConnectedError
@@ -138,27 +140,37 @@ class Processor:
             *(assets.ensure_consumer(name, self._asked_ack_wait) for name in self.workflows)
         )
         await assets.ensure_timers_consumer(self._asked_ack_wait)
+        await assets.ensure_controls_consumers(self._asked_ack_wait)
         self.store = Store(self.connection, self.names, assets.replicas)
         self.keepalive = Keepalive(self.connection.options, min(ack_waits))
         self.absences = Absences(self.connection)
         self.watch = CallWatch(self.connection)
         self.sweeper = Sweeper(self.store, self.names)
-        self.timers = TimerHandler(self.store, self.names)
+        self._settlers = [
+            Settler(self.store, TimerHandler(self.store, self.names).settle, "fired timer"),
+            Settler(self.store, Waker(self.store, self.names).settle, "control"),
+        ]
         self.keepalive.start()
         self._lapses = self.keepalive.lapses
         self.connection.on_state(self._on_state)
         for name in self.workflows:
             self._presence.append(self.connection.subscribe(self.names.here(name), self._present, queue="q"))
             self._pullers.append(Puller(self.connection, self.names.commands, name, self._on_command, self._room))
-        self._pullers.append(
-            Puller(
-                self.connection, self.names.timers, self.names.timers_consumer, self.timers.deliver, self.timers.room
-            )
-        )
+            self._presence.append(self.connection.subscribe(self.names.controls_for(name), self._on_control))
+        self._pull_for_settlers()
         await self._sample_clock()
         self._sample_at = asyncio.get_running_loop().time() + CLOCK_INTERVAL
         for puller in self._pullers:
             puller.start()
+
+    def _pull_for_settlers(self) -> None:
+        """Fired timers and controls of all runs: any processor takes them."""
+        names = self.names
+        timers, controls = self._settlers
+        sources = [(names.timers, names.timers_consumer, timers)]
+        sources += [(names.journal(shard), names.controls_consumer, controls) for shard in range(names.shards)]
+        for stream, consumer, settler in sources:
+            self._pullers.append(Puller(self.connection, stream, consumer, settler.deliver, settler.room))
 
     async def _drain(self) -> None:
         """Give back what has not begun; let executing steps end; hand the rest over."""
@@ -181,7 +193,8 @@ class Processor:
                 "%d runs still execute a step after %g s; others will go on with them", len(self.runs), self.grace
             )
             await self._cut_off()
-        await self.timers.drain(self.grace)
+        for settler in self._settlers:
+            await settler.drain(self.grace)
         try:
             await self.connection.round_trip()
         except (TimeoutError, NotConnectedError):
@@ -211,7 +224,8 @@ class Processor:
         self.watch.close()
         self.keepalive.stop()
         self.absences.stop()
-        self.timers.stop()
+        for settler in self._settlers:
+            settler.stop()
         for puller in self._pullers:
             puller.stop()
         for task in self._tasks:
@@ -268,6 +282,13 @@ class Processor:
             logger.info(
                 "command of %s could not be handed back, and comes again after its ack_wait", command.invocation
             )
+
+    def _on_control(self, subject: str, _reply: str, _data: bytes, _block: bytes) -> None:
+        """A control on its way to the store: a hint to the run it is for, if that is here."""
+        control = parse_control(subject)
+        run = self.runs.get(control.invocation) if control is not None else None
+        if run is not None and control is not None and run.incarnation == control.incarnation:
+            run.hint(subject)
 
     def _present(self, _subject: str, reply: str, _data: bytes, _block: bytes) -> None:
         if reply:
@@ -360,7 +381,7 @@ class Processor:
         """Timers that nobody waits for, and the journal of a run whose record holds everything, are not needed."""
         if run.timers_scheduled:
             self.sweeper.purge(self.names.timers, self.names.schedules(run.id, run.incarnation))
-        self.sweeper.finished(run.slots, run.shard, record)
+        self.sweeper.finished(run.slots, run.shard, record, run.controls if run.has_controls else "")
 
     def _check_idle(self) -> None:
         if not self.runs:

@@ -18,7 +18,8 @@ from typing import Any
 
 import grpc
 
-from engine import journal, names, values
+from engine import awakeable, journal, names, values
+from engine.awakeable import Awakeable
 from engine.context import Context
 from engine.definition import Workflow
 from engine.errors import (
@@ -29,26 +30,36 @@ from engine.errors import (
     StepFailedError,
 )
 from engine.loop import DeterministicLoop, Handle, is_of_another_loop
-from engine.model import Attempt, Body, Call, Entry, Failure, Invocation, Kind, Mark, Step, seconds
+from engine.mailbox import Mailbox
+from engine.model import Ask, Attempt, Body, Call, Control, Entry, Failure, Invocation, Kind, Mark, Step, seconds
 from engine.state import State, StateAccess
 from mesh import wire
 
+DEFAULT_NAMES = names.Names()
 NANOS = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended: a result, or a failure."""
+    """How a run ended: a result, a failure, or a cancellation that the code let pass."""
 
     result: values.Payload = values.NOTHING
     failure: Failure | None = None
+    cancelled: bool = False
 
 
 class Replay:
     """The frames of a run and what they wait for."""
 
-    def __init__(self, invocation: Invocation, workflow: Workflow[Any, Any], attempt: int = 1) -> None:
+    def __init__(
+        self,
+        invocation: Invocation,
+        workflow: Workflow[Any, Any],
+        attempt: int = 1,
+        names_: names.Names = DEFAULT_NAMES,
+    ) -> None:
         self.invocation = invocation
+        self.names = names_
         self.workflow = workflow
         self.attempt = attempt
         self.now_ns = invocation.command_ns
@@ -62,6 +73,9 @@ class Replay:
         self._mismatched = False
         self._random: Random | None = None
         self.fed_sequence = 0
+        self.mailbox = Mailbox()
+        self.cancelled = False
+        self._early: dict[int, Control] = {}
         self._fresh: list[Step] = []
         self._main: asyncio.Task[Any] | None = None
         seed = zlib.crc32(f"{invocation.id}/{invocation.incarnation}".encode())
@@ -94,6 +108,9 @@ class Replay:
     def feed(self, entry: Entry) -> None:
         """Give the code its next input, in the order of the stream, and let it run as far as it gets."""
         self.fed_sequence = max(self.fed_sequence, entry.sequence)
+        if entry.kind == Kind.INBOX:
+            self._deliver(entry)
+            return
         if entry.step >= len(self.steps):
             self._mismatch(entry, None)
             return
@@ -105,12 +122,47 @@ class Replay:
             return
         if self.outcome is not None or not step.is_open or entry.attempt != step.attempt:
             return
-        self.now_ns = max(self.now_ns, entry.time_ns)
-        self._loop.set_time(self.now_ns / NANOS)
+        self._move_clock(entry.time_ns)
         if self._decide(step, entry):
             step.sequence, step.completed_ns = entry.sequence, entry.time_ns
             self._open.pop(step.number, None)
         self._drain()
+
+    def _deliver(self, entry: Entry) -> None:
+        """Controls reach the code, one after the other, at the place of the entry that delivers them."""
+        for control in self.mailbox.open(entry):
+            if self.outcome is not None:
+                return
+            self._move_clock(entry.time_ns)
+            self._take(control)
+            self._drain()
+
+    def _take(self, control: Control) -> None:
+        if control.kind == Ask.CANCEL:
+            self._cancel()
+        elif control.kind == Ask.AWAKEABLE and names.is_number(control.request):
+            self._awake(int(control.request), control)
+
+    def _awake(self, number: int, control: Control) -> None:
+        """Give an awakeable its value; of one that is not issued yet, keep it."""
+        if number >= len(self.steps):
+            self._early.setdefault(number, control)
+            return
+        step = self.steps[number]
+        if step.kind == Kind.AWAKEABLE and step.is_open:
+            awakeable.settle(step, control, step.target)
+            step.sequence, step.completed_ns = control.sequence, control.time_ns
+            self._open.pop(number, None)
+
+    def _cancel(self) -> None:
+        """CancelledError at the code's next await, once (E-C20)."""
+        if not self.cancelled and self._main is not None:
+            self.cancelled = True
+            self._main.cancel()
+
+    def _move_clock(self, time_ns: int) -> None:
+        self.now_ns = max(self.now_ns, time_ns)
+        self._loop.set_time(self.now_ns / NANOS)
 
     def _drain(self) -> None:
         self._loop.run_ready()
@@ -136,7 +188,9 @@ class Replay:
     def _outcome(self, main: "asyncio.Task[Any]") -> Outcome:
         try:
             return Outcome(values.encode(main.result(), "the workflow's result"))
-        except BaseException as error:  # noqa: BLE001  # whatever left the workflow, cancellation included, is its failure
+        except BaseException as error:  # noqa: BLE001  # whatever left the workflow is its failure, unless it was asked for
+            if isinstance(error, asyncio.CancelledError) and self.cancelled:
+                return Outcome(cancelled=True)
             if is_of_another_loop(error):
                 error = ForeignAwaitError(
                     f"workflow code awaits something of another event loop, which belongs into ctx.run: {error}"
@@ -274,6 +328,21 @@ class Replay:
         self._fresh.append(step)
         return step
 
+    def issue_awakeable(self, target: Any) -> Awakeable[Any]:
+        """An awakeable; its value comes as a control."""
+        invocation = self.invocation
+        step = self.issue(Kind.AWAKEABLE, "", journal.digest(Kind.AWAKEABLE))
+        step.target = target
+        early = self._early.pop(step.number, None)
+        if early is not None:
+            self._awake(step.number, early)
+        controls = self.names.controls(invocation.workflow, invocation.id, invocation.incarnation)
+        return Awakeable(
+            step,
+            names.awakeable_id(invocation.id, invocation.incarnation, step.number),
+            names.control_subject(controls, Ask.AWAKEABLE, str(step.number)),
+        )
+
     def _set_timer(self, handle: Handle) -> None:
         delay_us = round((handle.when() - self._loop.time()) * 1e6)
         step = Step(
@@ -312,6 +381,8 @@ class Replay:
 
     def is_unfed(self, entry: Entry) -> bool:
         """Whether an entry would be an input now: its step waits for this very attempt."""
+        if entry.kind == Kind.INBOX:
+            return self.outcome is None and entry.attempt >= self.mailbox.deliveries
         if entry.step >= len(self.steps):
             return True
         step = self.steps[entry.step]

@@ -20,6 +20,7 @@ from engine.definition import Workflow
 from engine.delivered import DeliveredCommand
 from engine.effects import Effects
 from engine.host import Final, Host
+from engine.inbox import Inbox
 from engine.model import Entry, Failure, Invocation, Kind, Step
 from engine.records import Record
 from engine.replay import Outcome, Replay, describe_exception
@@ -38,6 +39,8 @@ DESCRIBE_AFTER = 5.0
 """Seconds between two writes of a record that say why a run waits, where that has changed."""
 LAGGING_PAUSE = 0.05
 """Seconds until a replica that lags behind what we know to be stored is asked again."""
+SUSPENDED_KINDS = frozenset({Kind.SLEEP, Kind.AWAKEABLE})
+"""A run that waits for nothing else leaves memory: all of these come by way of the store (protocol rule 8)."""
 AHEAD = 16
 """Steps beyond the present one that a contested run looks at: another owner may have come so far."""
 
@@ -53,6 +56,7 @@ class Run:
         self.incarnation = command.incarnation
         self.shard = host.names.shard(self.id)
         self.slots = host.names.slots(self.id, self.incarnation)
+        self.controls = host.names.controls(workflow.name, self.id, self.incarnation)
         self.record: Record | None = None
         self.revision = 0
         self.number = 1
@@ -62,6 +66,7 @@ class Run:
         self.invocation: Invocation | None = None
         self.replay: Replay | None = None
         self.effects = Effects(self)
+        self.inbox = Inbox(self)
         self.todo: list[Step] = []
         self.began = asyncio.get_running_loop().time()
         self.idle_since = self.began
@@ -78,6 +83,16 @@ class Run:
         self._complete_to = 0
         self.known_seq = command.min_seq  # to here it has seen what is stored: no read that ends before it counts
         self.scheduled_below = 0  # timers of steps below are in TIMERS since the run was suspended
+
+    @property
+    def has_controls(self) -> bool:
+        """Whether somebody ever asked anything of it, as far as was read."""
+        return self.inbox.is_used
+
+    @property
+    def roots(self) -> tuple[str, str]:
+        """All that is stored for it in its shard lies beneath these."""
+        return self.slots, self.controls
 
     @property
     def held(self) -> bool:
@@ -123,8 +138,9 @@ class Run:
             self.replay.put_away()
         ordered = sorted(read.entries, key=lambda entry: entry.sequence)
         seen = self.record.seen_seq if self.record is not None else 0
-        replay = self.replay = Replay(self.invocation, self.workflow, self.attempts)
+        replay = self.replay = Replay(self.invocation, self.workflow, self.attempts, self.host.names)
         replay.is_replaying = bool(ordered) or seen > 0
+        self.inbox.read(replay, read.controls)
         self.todo = []
         with self._running_code():
             replay.start()
@@ -165,10 +181,23 @@ class Run:
         replay = self.replay
         if self.held or self.contested or self._reading is not None or replay is None:
             self.want_read(entry.sequence)
-        elif self.effects.fills_only_slot(replay, entry.step):
+        elif self._fills_only_slot(replay, entry):
             self._feed([entry])
         else:
+            self.inbox.is_wanted |= entry.kind == Kind.INBOX
             self.want_read(entry.sequence)
+
+    def _fills_only_slot(self, replay: Replay, entry: Entry) -> bool:
+        """Whether nobody can have filled another slot that the code waits for."""
+        if entry.kind == Kind.INBOX:
+            knows = self.inbox.knows(replay, entry)
+        else:
+            knows = not self.inbox.is_writing
+        return knows and self.effects.fills_only_slot(replay, entry.step)
+
+    def hint(self, subject: str) -> None:
+        """Somebody asks something of this run: it may be stored by now."""
+        self.inbox.hint(subject)
 
     def want_read(self, sequence: int = 0) -> None:
         """Feed everything that is stored, at least up to this sequence."""
@@ -185,12 +214,17 @@ class Run:
     def _filters(self) -> list[str]:
         """What to read: the slots the code waits for; of a contested run also what another owner may have reached."""
         replay = self.replay
+        everything = [f"{root}.>" for root in self.roots]
         if replay is None:
-            return [f"{self.slots}.>"]
-        numbers = [step.number for step in replay.open_steps()]
+            return everything
+        numbers = [step.number for step in replay.open_steps() if step.kind != Kind.AWAKEABLE]
         if self.contested:
             numbers += range(len(replay.steps), len(replay.steps) + AHEAD)
-        return [f"{self.slots}.{number}.>" for number in numbers]
+        filters = [f"{self.slots}.{number}.>" for number in numbers]
+        if self.contested or self.inbox.is_wanted or self.inbox.is_writing:
+            self.inbox.is_wanted = False
+            filters += [f"{self.slots}.in.>", f"{self.controls}.>"]
+        return filters
 
     def _read_lost(self, reading: Reading) -> None:
         if self._reading is reading and not self.dropped:
@@ -227,7 +261,10 @@ class Run:
             self.host.spawn(self.read_patiently(), self)
             return
         self._complete_to = max(self._complete_to, read.up_to)
+        has_mail = self.inbox.read(replay, read.controls)
         self._feed(fresh)
+        if has_mail and not fresh:
+            self.advance()
         if not self.dropped and self._read_wanted > self._complete_to:
             asyncio.get_running_loop().call_later(0.0 if fresh else LAGGING_PAUSE, self.want_read)
 
@@ -236,7 +273,7 @@ class Run:
         async with self.operation():
             if self.dropped or self.final is not None:
                 return
-            read = await self.host.store.read_journal(self.shard, self.slots, self.known_seq)
+            read = await self.host.store.read_journal(self.shard, self.roots, self.known_seq)
         if not self.is_still:
             self.replay_from(read)
 
@@ -270,6 +307,8 @@ class Run:
             self.finish(replay.outcome)
             return
         self.todo += replay.take_effects()
+        if self.inbox.deliver(replay):
+            return
         if self.host.draining and not self.effects.is_busy():
             self.host.hand_over(self)
             return
@@ -322,6 +361,7 @@ class Run:
                 self.host.claim(self)
                 return
         self.effects.look(now)
+        self.inbox.tick(now)
         if self.replay is not None and now - self.idle_since >= self.host.suspend_after:
             self._rest()
 
@@ -330,12 +370,12 @@ class Run:
         replay = self.replay
         if replay is None or self.held or self._reading is not None or replay.outcome is not None:
             return
-        if self.effects.is_here():
+        if self.effects.is_here() or self.inbox.is_busy or replay.mailbox.has_mail:
             return
         open_steps = replay.open_steps()
-        if all(step.kind == Kind.SLEEP for step in open_steps):
-            due = min(step.due_ns for step in open_steps)
-            if self.host.suspend_after == 0 or due - self.host.clock.now_ns() > NANOS:
+        if all(step.kind in SUSPENDED_KINDS for step in open_steps):
+            due = min((step.due_ns for step in open_steps if step.due_ns), default=None)
+            if self.host.suspend_after == 0 or due is None or due - self.host.clock.now_ns() > NANOS:
                 self.host.suspend(self)
         elif self.host.suspend_after == 0:
             replay.put_away()
@@ -363,9 +403,11 @@ class Run:
 
     def resume(self) -> None:
         """Go on after an operation: what came meanwhile is read, what was put off is done."""
+        replay = self.replay
         if self.dropped or self.held:
             return
-        self._do_todo()
+        if replay is None or not self.inbox.deliver(replay):
+            self._do_todo()
         self.effects.wake()
         self.want_read()
 

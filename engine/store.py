@@ -12,13 +12,13 @@ import random
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
-from engine import journal
+from engine import controls, journal
 from engine.errors import DecodeError, PayloadTooLargeError, StoreError
-from engine.model import Entry
+from engine.model import Control, Entry
 from engine.names import Names
 from engine.records import Record, record_headers
 from mesh import headers as header_block
@@ -68,7 +68,9 @@ class PubAck(msgspec.Struct):
     error: ApiError | None = None
 
 
-class _Stored(msgspec.Struct):
+class Message(msgspec.Struct):
+    """A message as its stream's leader has it."""
+
     seq: int
     time: str
     subject: str = ""
@@ -77,7 +79,7 @@ class _Stored(msgspec.Struct):
 
 
 class _GetAnswer(msgspec.Struct):
-    message: _Stored | None = None
+    message: Message | None = None
     error: ApiError | None = None
 
 
@@ -90,10 +92,11 @@ NO_ANSWER = PubAck(error=ApiError(504, 0, "no acknowledgement in time"))
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Entries of a run and the stream sequence up to which they are all there are."""
+    """Entries and controls of a run, and the stream sequence up to which they are all there are."""
 
     entries: list[Entry]
     up_to: int
+    controls: list[Control] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,14 +112,14 @@ AckCallback = Callable[[PubAck], None]
 
 
 class Reading:
-    """One read of slots, in as many requests as it takes. `forget` takes no interest in the answer any more."""
+    """One read, in as many requests as it takes. `forget` takes no interest in the answer any more."""
 
     def __init__(self, store: "Store", shard: int, done: Callable[[Read | None], None]) -> None:
         self._store = store
         self._shard = shard
         self._done = done
         self._tokens: set[int] = set()
-        self._entries: list[Entry] = []
+        self._read = Read([], 0)
         self._up_to: list[int] = []
         self._parts = 0
 
@@ -138,9 +141,7 @@ class Reading:
     def _answered(self, payload: bytes, block: bytes) -> None:
         status = header_block.status(block)
         if status == 0:
-            entry = _read_direct(payload, block)
-            if entry is not None:
-                self._entries.append(entry)
+            _read_direct(payload, block, self._read)
             return
         up_to, pending = journal.field(block, b"Nats-UpTo-Sequence"), journal.field(block, b"Nats-Num-Pending")
         # Of an answer that would pass its limit in bytes the server sends a part, and says so by what is pending.
@@ -152,7 +153,7 @@ class Reading:
         if len(self._up_to) == self._parts:
             self.forget()
             complete = min(self._up_to)
-            self._done(Read([entry for entry in self._entries if entry.sequence <= complete], complete))
+            self._done(_cut(self._read, complete))
 
 
 class Store:
@@ -214,7 +215,7 @@ class Store:
         self._request(self.names.get_message(self.names.execution_stream), body, b"", answered)
 
     def fetch_journal(self, shard: int, filters: Sequence[str], done: Callable[[Read | None], None]) -> "Reading":
-        """Read slots, complete up to the sequence told; None is told where the shard did not give all of them.
+        """Read slots and controls, complete up to the sequence told; None is told where the shard did not give all.
 
         More than MAX_FILTERS subjects are asked for in parts, and what is told is complete to where the least part is.
         Raises NotConnectedError.
@@ -240,12 +241,22 @@ class Store:
         data, block = await self._ask(subject, body)
         return _read_stored(data, block)
 
-    async def slot_sequence(self, shard: int, subject: str) -> int:
-        """The stream sequence of a slot's entry, from the leader; 0 where there is none."""
+    async def message(self, shard: int, subject: str) -> Message | None:
+        """What stands in a slot, or the control of that subject, from the leader; None where nothing does."""
         body = msgspec.json.encode({"last_by_subj": subject})
         data, _ = await self._ask(self.names.get_message(self.names.journal(shard)), body)
-        message = _decode_get(data).message
-        return 0 if message is None else message.seq
+        return _decode_get(data).message
+
+    async def slot_sequence(self, shard: int, subject: str) -> int:
+        """The stream sequence of what stands in a slot, from the leader; 0 where nothing does."""
+        found = await self.message(shard, subject)
+        return 0 if found is None else found.seq
+
+    async def has_command_of(self, invocation: str) -> bool:
+        """Whether a command of this id is in the queue."""
+        body = msgspec.json.encode({"last_by_subj": self.names.commands_of(invocation)})
+        data, _ = await self._ask(self.names.get_message(self.names.commands), body)
+        return _decode_get(data).message is not None
 
     async def has_command(self, sequence: int) -> bool:
         """Whether the command of this sequence is still in the queue."""
@@ -253,13 +264,14 @@ class Store:
         data, _ = await self._ask(subject, b'{"seq":%d}' % sequence)
         return _decode_get(data).message is not None
 
-    async def read_journal(self, shard: int, slots: str, minimum: int = 0) -> Read:
-        """All slots of a run, complete at least to sequence `minimum`; asks until it is told."""
+    async def read_journal(self, shard: int, roots: Sequence[str], minimum: int = 0) -> Read:
+        """All that a run has beneath `roots` (its slots, its controls), complete at least to sequence `minimum`; asks
+        until it is told."""
         async for _ in _backoff(f"reading {self.names.journal(shard)} to sequence {minimum}"):
             try:
-                read = await self._read_once(shard, [f"{slots}.>"])
+                read = await self._read_once(shard, [f"{root}.>" for root in roots])
                 if read is None:
-                    read = await self._read_large(shard, slots)
+                    read = await self._read_large(shard, roots)
             except (TimeoutError, NotConnectedError):
                 continue
             if read is not None and read.up_to >= minimum:
@@ -280,46 +292,44 @@ class Store:
         data, _ = await self._ask(f"$JS.API.STREAM.INFO.{self.names.journal(shard)}", b"")
         return msgspec.json.decode(data, type=_StreamInfo).state.last_seq
 
-    async def _read_large(self, shard: int, slots: str) -> Read | None:
+    async def _read_large(self, shard: int, roots: Sequence[str]) -> Read | None:
         """A journal too large for one answer, complete to where the stream was before the first part was read.
 
         From a single server in pages; from replicas one by one off the leader, since each page may come from another.
         """
-        up_to = await self.last_sequence(shard)
-        entries: list[Entry] = []
-        start = 1
-        while start <= up_to:
-            if self.replicas > 1:
-                page, pending = await self._read_next(shard, f"{slots}.>", start)
-            else:
-                page, pending = await self._read_page(shard, f"{slots}.>", start)
-            entries += page
-            if not page or pending == 0:
-                break
-            start = page[-1].sequence + 1
-        return Read(entries, up_to)
+        read = Read([], await self.last_sequence(shard))
+        for root in roots:
+            await self._read_root(shard, f"{root}.>", read)
+        return read
 
-    async def _read_next(self, shard: int, subject: str, start: int) -> tuple[list[Entry], int]:
-        """The next entry from `start` on, off the leader; none where there is none."""
+    async def _read_root(self, shard: int, subject: str, into: Read) -> None:
+        last, pending = 0, 1
+        while pending and last < into.up_to:
+            read_part = self._read_next if self.replicas > 1 else self._read_page
+            newest, pending = await read_part(shard, subject, last + 1, into)
+            if not newest:
+                return
+            last = newest
+
+    async def _read_next(self, shard: int, subject: str, start: int, into: Read) -> tuple[int, int]:
+        """The next message from `start` on, off the leader; its sequence, 0 where there is none, and 1."""
         body = msgspec.json.encode({"seq": start, "next_by_subj": subject})
         data, _ = await self._ask(self.names.get_message(self.names.journal(shard)), body)
         message = _decode_get(data).message
         if message is None:
-            return [], 0
-        entry = journal.read_stored(
-            message.subject, message.seq, journal.parse_time(message.time), message.data, message.hdrs
-        )
-        return ([entry] if entry is not None else []), 1
+            return 0, 0
+        _read_into(into, message.subject, message.seq, journal.parse_time(message.time), message.data, message.hdrs)
+        return message.seq, 1
 
-    async def _read_page(self, shard: int, subject: str, start: int) -> tuple[list[Entry], int]:
-        entries: list[Entry] = []
+    async def _read_page(self, shard: int, subject: str, start: int, into: Read) -> tuple[int, int]:
+        """One page; the last sequence of it, 0 where it is empty, and how many messages follow."""
+        last = 0
         ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
         def answered(payload: bytes, block: bytes) -> None:
+            nonlocal last
             if header_block.status(block) == 0:
-                entry = _read_direct(payload, block)
-                if entry is not None:
-                    entries.append(entry)
+                last = max(last, _read_direct(payload, block, into))
             elif not ended.done():
                 ended.set_result(int(journal.field(block, b"Nats-Num-Pending") or 0))
 
@@ -330,7 +340,8 @@ class Store:
         )
         try:
             async with asyncio.timeout(READ_TIMEOUT):
-                return entries, await ended
+                pending = await ended
+            return last, pending
         finally:
             self.connection.forget(token)
 
@@ -453,8 +464,28 @@ def _read_stored(data: bytes, block: bytes) -> Stored:
     raise StoreError(f"reading a record: {error.description}")
 
 
-def _read_direct(data: bytes, block: bytes) -> Entry | None:
-    return journal.read_entry(journal.field(block, b"Nats-Subject"), data, block)
+def _read_direct(data: bytes, block: bytes, into: Read) -> int:
+    """Add a message to a read, and tell its sequence."""
+    sequence = int(journal.field(block, b"Nats-Sequence"))
+    time_ns = journal.parse_time(journal.field(block, b"Nats-Time-Stamp"))
+    _read_into(into, journal.field(block, b"Nats-Subject"), sequence, time_ns, data, block)
+    return sequence
+
+
+def _read_into(into: Read, subject: str, sequence: int, time_ns: int, data: bytes, block: bytes) -> None:
+    entry = journal.read_stored(subject, sequence, time_ns, data, block)
+    if entry is not None:
+        into.entries.append(entry)
+        return
+    control = controls.read_control(subject, sequence, time_ns, data, block)
+    if control is not None:
+        into.controls.append(control)
+
+
+def _cut(read: Read, complete: int) -> Read:
+    """What parts of a read have in common: nothing behind the end of the shortest."""
+    entries = [entry for entry in read.entries if entry.sequence <= complete]
+    return Read(entries, complete, [control for control in read.controls if control.sequence <= complete])
 
 
 def _is_unavailable(data: bytes) -> bool:

@@ -21,6 +21,13 @@ LOST_AFTER = 5.0
 """Seconds after which a purge without an answer is made again."""
 
 
+def is_needless(record: Record) -> bool:
+    """Whether nobody needs the journal of a final run any more, controls included."""
+    if record.status == Status.FAILED or record.contested:
+        return False
+    return not (record.journal_truncated or any(entry.elided for entry in record.journal))
+
+
 class Sweeper:
     """Purges in the background what `finished` was told."""
 
@@ -30,13 +37,14 @@ class Sweeper:
         self._queue: deque[tuple[str, str]] = deque()
         self._under_way: dict[tuple[str, str], tuple[int, float]] = {}
 
-    def finished(self, slots: str, shard: int, record: Record) -> None:
-        """A run's final record is stored."""
-        if record.status == Status.FAILED or record.contested or not record.journal:
+    def finished(self, slots: str, shard: int, record: Record, controls: str = "") -> None:
+        """A run's final record is stored; `controls` where there were any."""
+        if not is_needless(record):
             return
-        if record.journal_truncated or any(entry.elided for entry in record.journal):
-            return
-        self.purge(self._names.journal(shard), f"{slots}.>")
+        if record.journal or controls:
+            self.purge(self._names.journal(shard), f"{slots}.>")
+        if controls:
+            self.purge(self._names.journal(shard), f"{controls}.>")
 
     def purge(self, stream: str, subject: str) -> None:
         """Remove what matches, soon."""

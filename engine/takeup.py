@@ -15,7 +15,7 @@ from engine.commands import WAKE
 from engine.delivered import DeliveredCommand
 from engine.errors import DecodeError, PoisonError
 from engine.host import Host
-from engine.model import Failure, Invocation, Status
+from engine.model import Ask, Failure, Invocation, Kind, Status
 from engine.records import Record
 from engine.run import Run
 from engine.store import Read, Stored
@@ -42,7 +42,7 @@ class TakeUp:
         """Ask both questions of the gate at once. Raises NotConnectedError."""
         run = self._run
         self._host.store.fetch_record(run.id, self._on_record)
-        self._host.store.fetch_journal(run.shard, [f"{run.slots}.>"], self._on_journal)
+        self._host.store.fetch_journal(run.shard, [f"{root}.>" for root in run.roots], self._on_journal)
 
     def _on_record(self, stored: Stored | None) -> None:
         self._stored = stored
@@ -111,9 +111,12 @@ class TakeUp:
         """No record: never taken up, or lost in its first second, or its record is on its way."""
         run, host, command = self._run, self._host, self._run.command
         self._invocation = fresh_invocation(command)
-        read = await host.store.read_journal(run.shard, run.slots, await host.store.last_sequence(run.shard))
-        if is_first(command, stored, read):
-            return read
+        read = await host.store.read_journal(run.shard, run.roots, await host.store.last_sequence(run.shard))
+        if is_untouched(command, stored, read):
+            if is_first(command, stored, read) or not is_cancelled(read):
+                return read
+            await self._cancel_unbegun()
+            return None
         run.contested = True
         run.number = run.attempts = 2
         record = replace(self._new_record(), strikes=0 if read.entries else 1, claim_seq=read.up_to)
@@ -128,8 +131,8 @@ class TakeUp:
         again = run.record is not None and (run.record.run, run.record.owner) == (record.run, record.owner)
         lost = record.status == Status.RUNNING and bool(record.owner) and not again
         minimum = max(record.seen_seq, record.tail_seq, command.min_seq, await host.store.last_sequence(run.shard))
-        read = await host.store.read_journal(run.shard, run.slots, minimum)
-        progress = any(entry.sequence > record.claim_seq for entry in read.entries)
+        read = await host.store.read_journal(run.shard, run.roots, minimum)
+        progress = any(e.sequence > record.claim_seq and e.kind != Kind.INBOX for e in read.entries)
         strikes = (0 if progress else record.strikes) + 1 if lost else 0
         run.record = record
         run.number = record.run + 1
@@ -152,7 +155,19 @@ class TakeUp:
         run, host = self._run, self._host
         if not await ownership.write_claim(run, record, creating=creating):
             return None
-        return await host.store.read_journal(run.shard, run.slots, await host.store.last_sequence(run.shard))
+        return await host.store.read_journal(run.shard, run.roots, await host.store.last_sequence(run.shard))
+
+    async def _cancel_unbegun(self) -> None:
+        """Its cancellation came before its code ever ran: it never does."""
+        run = self._run
+        record = self._new_record()
+        record.status, record.owner = Status.CANCELLED.value, ""
+        record.completed_ns, record.started_ns, record.attempts = record.updated_ns, 0, 0
+        if await self._host.store.write_record(record, run.revision):
+            run.let_go(acknowledge=True)
+            self._host.finished(run, record)
+        else:
+            run.drop(ownership.LOST)
 
     async def _park(self, record: Record, strikes: int) -> None:
         """The run takes its processors down with it: failed, and nothing of it is run."""
@@ -178,9 +193,19 @@ class TakeUp:
             run.drop(ownership.LOST)
 
 
-def is_first(command: DeliveredCommand, stored: Stored, read: Read) -> bool:
-    """Whether nothing was ever done for this run: it goes on as number 1, without a write."""
+def is_untouched(command: DeliveredCommand, stored: Stored, read: Read) -> bool:
+    """Whether nothing was ever done for this run."""
     return stored.record is None and command.count == 1 and not read.entries and command.kind != WAKE
+
+
+def is_first(command: DeliveredCommand, stored: Stored, read: Read) -> bool:
+    """Whether nothing was ever done for this run, nor asked of it: it goes on as number 1, without a write."""
+    return is_untouched(command, stored, read) and not read.controls
+
+
+def is_cancelled(read: Read) -> bool:
+    """Whether somebody asked for the end of the run."""
+    return any(control.kind == Ask.CANCEL for control in read.controls)
 
 
 def fresh_invocation(command: DeliveredCommand) -> Invocation:

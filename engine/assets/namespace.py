@@ -141,6 +141,20 @@ class Assets:
         config = settings.timers_consumer_config(self.names, DEFAULT_ACK_WAIT if ack_wait is None else ack_wait)
         return await self._consumer(self.names.timers, config, ack_wait is not None)
 
+    async def ensure_controls_consumers(self, ack_wait: float | None = None) -> None:
+        """See to it that the controls of each shard have their consumer; otherwise as `ensure_consumer`."""
+        seconds = DEFAULT_ACK_WAIT if ack_wait is None else ack_wait
+        await asyncio.gather(
+            *(
+                self._consumer(
+                    self.names.journal(shard),
+                    settings.controls_consumer_config(self.names, shard, seconds),
+                    ack_wait is not None,
+                )
+                for shard in range(self.names.shards)
+            )
+        )
+
     async def _consumer(self, stream: str, config: dict[str, Any], set_ack_wait: bool) -> float:
         return await ensure_consumer(self.api, stream, config, set_ack_wait=set_ack_wait, may_create=self.may_create)
 

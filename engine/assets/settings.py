@@ -162,6 +162,11 @@ def timers_consumer_config(names: Names, ack_wait: float) -> dict[str, Any]:
     return _consumer(names, names.timers_consumer, names.fired_timers, ack_wait)
 
 
+def controls_consumer_config(names: Names, shard: int, ack_wait: float) -> dict[str, Any]:
+    """The consumer of a shard's controls: one filter, which no slot matches."""
+    return _consumer(names, names.controls_consumer, names.controls_in(shard), ack_wait)
+
+
 def _consumer(names: Names, name: str, subject: str, ack_wait: float) -> dict[str, Any]:
     return {
         "name": name,

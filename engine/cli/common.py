@@ -25,6 +25,8 @@ register_error(errors.PayloadTooLargeError, "RESOURCE_EXHAUSTED", ExitCode.USAGE
 register_error(errors.InvocationNotFoundError, "NOT_FOUND", ExitCode.NOT_FOUND, fields=_ID)
 register_error(errors.InvocationConflictError, "ALREADY_EXISTS", ExitCode.CONFLICT, fields=_ID)
 register_error(errors.InvocationStateError, "FAILED_PRECONDITION", ExitCode.CONFLICT, fields=_ID)
+register_error(errors.AwakeableNotFoundError, "NOT_FOUND", ExitCode.NOT_FOUND)
+register_error(errors.AwakeableResolvedError, "FAILED_PRECONDITION", ExitCode.CONFLICT)
 register_error(errors.ResultTimeoutError, "DEADLINE_EXCEEDED", ExitCode.TIMEOUT, fields=_ID)
 register_error(errors.UnavailableError, "UNAVAILABLE", ExitCode.UNREACHABLE, fields=_ID)
 register_error(errors.StoreError, "UNAVAILABLE", ExitCode.FAILED)

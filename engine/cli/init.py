@@ -49,6 +49,7 @@ def command(
             for name in consumers:
                 await assets.ensure_consumer(name, ack_wait)
             await assets.ensure_timers_consumer(ack_wait)
+            await assets.ensure_controls_consumers(ack_wait)
         streams = [config["name"] for config in all_configs(assets.names, assets.replicas)]
         if as_json:
             output.print_json(

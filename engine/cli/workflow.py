@@ -119,6 +119,32 @@ def describe(options: ConnectOptions, /, invocation_id: str, namespace: str, as_
     return run(main())
 
 
+@command.command("cancel")
+@click.argument("invocation_id", metavar="ID")
+@namespace_option
+@json_option
+@connection_options()
+def cancel(options: ConnectOptions, /, invocation_id: str, namespace: str, as_json: bool) -> int:
+    """Ask for the end of an invocation: its code is interrupted at its next await, and may clean up."""
+
+    async def main() -> int:
+        async with client_of(options, namespace) as client:
+            await client.cancel(invocation_id)
+            await _print_status(client, invocation_id, as_json=as_json)
+        return output.ExitCode.DONE
+
+    return run(main())
+
+
+async def _print_status(client: Client, invocation_id: str, *, as_json: bool) -> None:
+    """What became of a request: the status may lag behind by a moment."""
+    description = await client.describe(invocation_id)
+    if as_json:
+        output.print_json({"invocation_id": invocation_id, "status": description.status})
+    else:
+        click.echo(description.status)
+
+
 async def _started(
     client: Client, *, name: str, text: str | None, invocation_id: str | None, partition_key: str | None
 ) -> Handle[Any]:

@@ -12,10 +12,13 @@ from engine.assets import Assets
 from engine.client.description import Description, completed_by, lacks_something, of_queued, of_record, steps_of
 from engine.client.handle import Handle
 from engine.client.lookup import Lookup
+from engine.client.requests import Requests
 from engine.client.submission import Submission, Submitter
 from engine.client.waiting import Waiting
+from engine.controls import rejection_headers
 from engine.definition import Workflow
 from engine.errors import UnavailableError, WorkflowCancelledError, WorkflowFailedError
+from engine.journal import TYPE_HEADER
 from engine.model import Duration, Status, seconds
 from engine.names import check_key, check_token, new_invocation_id
 from engine.records import JournalEntry, Outcome, Record
@@ -194,6 +197,37 @@ class Client:
             parts.waiting.end(id, future)
         return _value(id, outcome, result_type)
 
+    # --- ask something of a run
+
+    async def cancel(self, id: str) -> None:
+        """Ask for the end of a run: CancelledError at its code's next await, so that compensation runs.
+
+        Returns when the request is stored: it survives everything from then on. A run whose code has not begun is
+        `cancelled` without running; of a `cancelled` one nothing is asked. Raises InvocationStateError for a run that
+        has ended otherwise, InvocationNotFoundError, UnavailableError (asking again is safe), StoreError.
+        """
+        check_token("invocation id", id)
+        parts = self._parts or await self._open()
+        await parts.requests.cancel(id)
+
+    async def resolve_awakeable(self, awakeable_id: str, value: Any = None) -> None:
+        """Bring what a run waits for under this id (`ctx.awakeable`). Returns when it is stored.
+
+        The first value or rejection counts. Raises AwakeableNotFoundError, AwakeableResolvedError (also where the run
+        has ended), InvalidNameError, EncodeError, PayloadTooLargeError, StoreError, UnavailableError (asking again is
+        safe).
+        """
+        payload = values.encode(value, "value of an awakeable")
+        if value is None:
+            payload = values.Payload(b"null", values.JSON)
+        parts = self._parts or await self._open()
+        await parts.requests.settle_awakeable(awakeable_id, payload.data, {TYPE_HEADER: payload.type})
+
+    async def reject_awakeable(self, awakeable_id: str, reason: str = "rejected") -> None:
+        """Have the await of an awakeable raise AwakeableRejectedError; otherwise as `resolve_awakeable`."""
+        parts = self._parts or await self._open()
+        await parts.requests.settle_awakeable(awakeable_id, b"", rejection_headers(reason))
+
     # --- look
 
     async def describe(self, id: str) -> Description:
@@ -233,7 +267,7 @@ class Client:
         names = parts.assets.names
         try:
             async with asyncio.timeout(LOOK_TIMEOUT):
-                read = await parts.store.read_journal(names.shard(id), names.slots(id, incarnation))
+                read = await parts.store.read_journal(names.shard(id), [names.slots(id, incarnation)])
         except TimeoutError as error:
             raise UnavailableError(f"the journal of {id!r} cannot be read within {LOOK_TIMEOUT:g} s", id) from error
         return steps_of(read.entries)
@@ -249,7 +283,7 @@ class Client:
 class _Parts:
     """What a client consists of, once the namespace is known."""
 
-    __slots__ = ("assets", "lookup", "store", "submitter", "waiting")
+    __slots__ = ("assets", "lookup", "requests", "store", "submitter", "waiting")
 
     def __init__(self, connection: Connection, assets: Assets) -> None:
         self.assets = assets
@@ -257,6 +291,7 @@ class _Parts:
         self.submitter = Submitter(connection, assets.names, self.lookup, assets.complete)
         self.waiting = Waiting(connection, assets.names)
         self.store = Store(connection, assets.names)
+        self.requests = Requests(assets.api, assets.names, self.lookup, self.store)
 
 
 class ConnectingClient:

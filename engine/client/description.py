@@ -213,6 +213,8 @@ def steps_of(entries: Iterable[Entry]) -> list[JournalEntry]:
     """
     by_step: dict[int, list[Entry]] = {}
     for entry in sorted(entries, key=lambda entry: entry.sequence):
+        if entry.kind == Kind.INBOX:
+            continue
         known = by_step.setdefault(entry.step, [])
         if not known or known[0].digest == entry.digest:  # a second digest is a mismatch: the first one is the record
             known.append(entry)

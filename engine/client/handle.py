@@ -31,6 +31,10 @@ class Handle(Generic[ResultT]):
         result: ResultT = await self._client.result(self.id, self._result_type, timeout=timeout)
         return result
 
+    async def cancel(self) -> None:
+        """What `Client.cancel` does and raises."""
+        await self._client.cancel(self.id)
+
     async def describe(self) -> "Description":
         """Status, times, attempts, input, result and journal, from what is stored alone.
 

@@ -140,6 +140,16 @@ async def test_errors_have_their_exit_code_and_document(
     assert "Traceback" not in ended.stderr
 
 
+async def test_cancel_prints_the_status_and_refuses_what_has_ended(nats_server: NatsServer, store: Raw) -> None:
+    started = (await mesh(nats_server, "workflow", "start", "greet", '"x"')).stdout.strip()
+    cancelled = await mesh(nats_server, "workflow", "cancel", started, "--json")
+    assert (cancelled.exit_code, json.loads(cancelled.stdout)) == (0, {"invocation_id": started, "status": "pending"})
+    assert [stored.subject.split(".")[-2] for stored in await store.controls(started)] == ["cancel"]
+    await write(store, "done", "completed", incarnation="incarnation")
+    assert (await mesh(nats_server, "workflow", "cancel", "done")).exit_code == 4
+    assert (await mesh(nats_server, "workflow", "cancel", "nobody")).exit_code == 3
+
+
 async def test_without_a_server_it_is_unreachable() -> None:
     ended = await asyncio.to_thread(
         run_mesh, "nats://127.0.0.1:1", "workflow", "start", "greet", "--connect-timeout", "200ms"

@@ -164,11 +164,11 @@ async def test_slot_is_filled_once(store: Store) -> None:
 
 async def test_read_says_up_to_where_it_is_complete(store: Store) -> None:
     shard = store.names.shard(RUN)
-    nothing = await store.read_journal(shard, slots(store))
+    nothing = await store.read_journal(shard, [slots(store)])
     assert nothing.entries == []
     assert nothing.up_to > 0, "the anchor alone says it"
     acks = [await fill(store, step) for step in range(3)]
-    read = await store.read_journal(shard, slots(store), acks[-1].seq)
+    read = await store.read_journal(shard, [slots(store)], acks[-1].seq)
     assert sorted(entry.step for entry in read.entries) == [0, 1, 2]
     assert read.up_to >= acks[-1].seq
     some: Read = await told(lambda done: store.fetch_journal(shard, [f"{slots(store)}.1.>"], done))
@@ -179,7 +179,7 @@ async def test_read_says_up_to_where_it_is_complete(store: Store) -> None:
 async def test_read_asks_again_until_it_reaches_what_is_known(store: Store, proxy: Proxy) -> None:
     ack = await fill(store, 0)
     end = proxy.lose_answers("$JS.API.DIRECT.GET.>")
-    reading = asyncio.create_task(store.read_journal(store.names.shard(RUN), slots(store), ack.seq))
+    reading = asyncio.create_task(store.read_journal(store.names.shard(RUN), [slots(store)], ack.seq))
     await asyncio.sleep(0.4)
     assert not reading.done()
     end()
@@ -205,7 +205,7 @@ async def test_long_journal_is_read_page_by_page(store: Store, monkeypatch: pyte
         if step % 200 == 0:
             await connection.drain_writes()
     await asyncio.wait_for(done.wait(), 20)
-    read = await asyncio.wait_for(store.read_journal(store.names.shard(RUN), slots(store)), 20)
+    read = await asyncio.wait_for(store.read_journal(store.names.shard(RUN), [slots(store)]), 20)
     assert sorted(entry.step for entry in read.entries) == list(range(total))
     assert read.up_to >= max(entry.sequence for entry in read.entries)
     assert (connection._streams, connection._callbacks) == ({}, {})
@@ -215,7 +215,7 @@ async def test_purge_removes_what_matches_and_nothing_else(store: Store) -> None
     await fill(store, 0)
     shard = store.names.shard(RUN)
     await store.purge(store.names.journal(shard), f"{slots(store)}.>")
-    read = await store.read_journal(shard, slots(store))
+    read = await store.read_journal(shard, [slots(store)])
     assert read.entries == []
     assert read.up_to > 0, "the anchor is left"
 

@@ -10,10 +10,10 @@ import asyncio
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from engine import CallFailedError, Context, RetryPolicy, StepFailedError, workflow
+from engine import AwakeableRejectedError, CallFailedError, Context, RetryPolicy, StepFailedError, workflow
 from protos.hello_pb2 import HelloRequest
 from protos.hello_pb2_grpc import HelloServiceStub
 from tests.kit.gates import Gate
@@ -398,3 +398,89 @@ async def does_foreign_things(ctx: Context, what: str) -> str:
         case _:
             raise ValueError(what)
     return "nobody noticed"
+
+
+@workflow
+async def cancellable(ctx: Context, where: str) -> str:
+    """Blocked at what the input says; whatever ends that, a durable step and a call clean up."""
+    await ctx.run("before", note, ctx, "before")
+    try:
+        match where:
+            case "sleep":
+                await asyncio.sleep(60)
+            case "call":
+                await call(ctx, "Blocked")
+            case "run":
+                await ctx.run("hold", gated, ctx, "hold")
+            case "backoff":
+                await call(ctx, "Failing", retry=RetryPolicy(initial_backoff=60, max_backoff=60))
+            case "gather":
+                await asyncio.gather(call(ctx, "Blocked"), asyncio.sleep(60))
+            case _:
+                raise ValueError(where)
+    finally:
+        await ctx.run("undo", note, ctx, "undo")
+        await call(ctx, "Undo")
+    return "undisturbed"
+
+
+@workflow
+async def approval(ctx: Context, order: str) -> list[Any]:
+    """Two awakeables, handed out and awaited in the order that the input says; "t" awaits one for half a second."""
+    waits: dict[str, Awaitable[Any]] = {}
+    for name in ("a", "b"):
+        waits[name] = issued = ctx.awakeable(dict[str, int])
+        await ctx.run(f"hand out {name}", hand_out, ctx, name, issued.id, issued.subject)
+    await ctx.run("hold", gated, ctx, "hold")
+    seen: list[Any] = []
+    for name in order:
+        try:
+            async with asyncio.timeout(0.5 if name == "t" else None):
+                seen.append(await waits["a" if name == "t" else name])
+        except TimeoutError:
+            seen.append("too late")
+        except AwakeableRejectedError as error:
+            seen.append(error.reason)
+    return seen
+
+
+@workflow
+async def first_approval(ctx: Context, count: int) -> list[Any]:
+    """Several awakeables: the first that comes, then all, rejected ones as their reasons."""
+    issued = []
+    for number in range(count):
+        awakeable = ctx.awakeable(int)
+        issued.append(asyncio.ensure_future(awakeable))
+        await ctx.run(f"hand out {number}", hand_out, ctx, str(number), awakeable.id, awakeable.subject)
+    done, _ = await asyncio.wait(issued, return_when=asyncio.FIRST_COMPLETED)
+    first = [issued.index(task) for task in done]
+    await asyncio.sleep(0.1)
+    found = await asyncio.gather(*issued, return_exceptions=True)
+    return [first, [str(value) if isinstance(value, Exception) else value for value in found]]
+
+
+def hand_out(ctx: Context, name: str, awakeable: str, subject: str) -> None:
+    """Tell the test an awakeable's id and subject."""
+    Ledger.of_environment().write("issued", invocation=ctx.invocation_id, step=name, note=f"{awakeable} {subject}")
+
+
+@workflow
+async def swallows_cancel(ctx: Context, value: str) -> str:
+    """Catches its cancellation, goes on and returns; one call is shielded from it."""
+    shielded = asyncio.ensure_future(call(ctx, "Shielded", value))
+    try:
+        await asyncio.shield(shielded)
+    except asyncio.CancelledError:
+        return f"caught, {await shielded}"
+    return "undisturbed"
+
+
+@workflow
+async def slow_cleanup(ctx: Context, value: str) -> str:
+    """Its clean-up takes as long as the gate says."""
+    try:
+        await asyncio.sleep(60)
+    finally:
+        await ctx.run("hold", gated, ctx, "hold")
+        await ctx.run("undo", note, ctx, "undo")
+    return value

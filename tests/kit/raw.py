@@ -233,13 +233,30 @@ class Raw:
         """The queued or held command of an invocation."""
         return await self.last("COMMANDS", f"wf.{NAMESPACE}.cmd.*.*.{invocation}")
 
+    async def wait_for_no_command(self, invocation: str, timeout: float = 10.0) -> None:
+        """Wait until no command of an invocation is left: it is acknowledged a moment after the record is written."""
+        async with asyncio.timeout(timeout):
+            while await self.command(invocation) is not None:
+                await asyncio.sleep(0.01)
+
     async def slots(self, invocation: str) -> list[Slot]:
         """All journal entries of an invocation in all shards, in order."""
         pattern = f"wf.{NAMESPACE}.j.w.*.*.{invocation}.>"
         found: list[Slot] = []
         for stream in await self.streams("JOURNAL"):
-            found += [as_slot(stored) for stored in await self.read(stream, pattern)]
+            found += [as_slot(stored) for stored in await self.read(stream, pattern) if ".in." not in stored.subject]
         return found
+
+    async def deliveries(self, invocation: str) -> list[Stored]:
+        """What put an invocation's controls into the order of its inputs."""
+        return await self._of_all_shards(f"wf.{NAMESPACE}.j.w.*.*.{invocation}.*.in.*")
+
+    async def controls(self, invocation: str) -> list[Stored]:
+        """What was asked of an invocation."""
+        return await self._of_all_shards(f"wf.{NAMESPACE}.ctl.*.*.*.{invocation}.>")
+
+    async def _of_all_shards(self, pattern: str) -> list[Stored]:
+        return [stored for stream in await self.streams("JOURNAL") for stored in await self.read(stream, pattern)]
 
     async def journal_messages(self) -> int:
         """How many entries all shards hold; each shard's anchor is not one."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from engine import journal, values, workflow
-from engine.model import Entry, Failure, Invocation, Kind, Mark, Step
+from engine.model import Control, Entry, Failure, Invocation, Kind, Mark, Step
 from engine.records import failure_to_bytes
 from engine.replay import Replay, feed_all
 
@@ -24,9 +24,10 @@ def begin(code: Code) -> Replay:
     return replay
 
 
-def replayed(code: Code, *entries: Entry) -> Replay:
-    """A fresh pass which is given all entries in their order."""
+def replayed(code: Code, *entries: Entry, controls: Iterable[Control] = ()) -> Replay:
+    """A fresh pass which knows the controls and is given all entries in their order."""
     replay = begin(code)
+    replay.mailbox.learn(controls)
     feed_all(replay, entries)
     return replay
 
@@ -48,6 +49,24 @@ def closed(
     """An attempt that the owner of the run closed, or gave up after."""
     failure = Failure("DEADLINE_EXCEEDED", message, "DEADLINE_EXCEEDED", attempts=attempts)
     return _entry(step, sequence, failure_to_bytes(failure), attempt, at, mark, b"")
+
+
+def control(
+    sequence: int,
+    kind: str = "cancel",
+    *,
+    request: str = "request",
+    name: str = "",
+    data: bytes = b"",
+    content_type: str = "",
+) -> Control:
+    """Something that was asked of the run."""
+    return Control(sequence, START + sequence, f"…{kind}.{request}", kind, request, name, content_type, data)
+
+
+def delivered(sequence: int, number: int, *, up_to: int) -> Entry:
+    """The entry that delivers all controls up to a sequence."""
+    return Entry(sequence, START + sequence, -1, number, Kind.INBOX, "", "", Mark.VALUE, "", b"%d" % up_to)
 
 
 def fired(step: Step, sequence: int, *, at: float) -> Entry:
