@@ -38,6 +38,7 @@ from engine.errors import (
 )
 from engine.model import RetryPolicy
 from engine.processor import Processor
+from engine.signals import Signals
 
 __all__ = [
     "Awakeable",
@@ -63,6 +64,7 @@ __all__ = [
     "Processor",
     "ResultTimeoutError",
     "RetryPolicy",
+    "Signals",
     "StepFailedError",
     "StoreError",
     "TerminalError",

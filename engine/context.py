@@ -27,7 +27,8 @@ from engine.model import (
     Step,
     seconds,
 )
-from engine.names import check_key
+from engine.names import check_key, check_token
+from engine.signals import Signals
 from engine.state import StateAccess
 from mesh import metadata as grpc_metadata
 from mesh import subjects
@@ -65,6 +66,9 @@ class Steps(Protocol):
 
     def issue_awakeable(self, target: Any) -> Awakeable[Any]:
         """A value that somebody outside brings."""
+
+    def signals(self, name: str, target: Any) -> Signals[Any]:
+        """The signals of a name."""
 
     def uuid4(self) -> uuid.UUID:
         """A UUID from the run's own randomness."""
@@ -226,6 +230,18 @@ class Context:
         value waits. A run that only waits for it is in no process's memory.
         """
         return self._steps.issue_awakeable(type_)
+
+    @overload
+    def signals(self, name: str, type_: type[T]) -> Signals[T]: ...
+    @overload
+    def signals(self, name: str, type_: Any = Any) -> Signals[Any]: ...
+    def signals(self, name: str, type_: Any = Any) -> Signals[Any]:
+        """The signals that `client.signal(id, name, value)` sends to this run: `await q.get()`, `async for v in q`.
+
+        They come in order of storage, those sent before the first access too, and each is read once. A run that only
+        waits for them is in no process's memory. What is unread when the run ends is dropped. Raises InvalidNameError.
+        """
+        return self._steps.signals(check_token("signal name", name), type_)
 
     # --- what is the same in every replay
 

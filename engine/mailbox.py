@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from engine.model import Ask, Control, Entry
 
-INPUTS = frozenset({Ask.CANCEL, Ask.AWAKEABLE})
+INPUTS = frozenset({Ask.CANCEL, Ask.AWAKEABLE, Ask.SIGNAL})
 """Kinds that reach the code; what says how a run is held (a pause) is no input of it."""
 
 

@@ -184,6 +184,7 @@ class Ask:
 
     CANCEL = "cancel"
     AWAKEABLE = "awakeable"
+    SIGNAL = "signal"
 
 
 @dataclass(frozen=True, slots=True)

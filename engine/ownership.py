@@ -77,11 +77,13 @@ def waits(run: Run) -> list[Wait]:
     """What the code waits for, as users see it."""
     flights = run.effects.flights.values()
     steps = run.replay.open_steps() if run.replay is not None else [flight.step for flight in flights]
+    signals = run.replay.signal_waits() if run.replay is not None else []
     reasons = run.effects.reasons()
-    return [
+    found = [
         Wait(step.kind, step.name, step.issued_ns, step.due_ns, reasons.get(step.number, ""), step.number)
         for step in steps[:MAX_WAITS]
     ]
+    return found + [Wait("signal", name, since_ns) for name, since_ns in signals[:MAX_WAITS]]
 
 
 async def write_claim(run: Run, record: Record, *, creating: bool) -> bool:

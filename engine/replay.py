@@ -32,6 +32,7 @@ from engine.errors import (
 from engine.loop import DeterministicLoop, Handle, is_of_another_loop
 from engine.mailbox import Mailbox
 from engine.model import Ask, Attempt, Body, Call, Control, Entry, Failure, Invocation, Kind, Mark, Step, seconds
+from engine.signals import SignalQueue, Signals
 from engine.state import State, StateAccess
 from mesh import wire
 
@@ -76,6 +77,7 @@ class Replay:
         self.mailbox = Mailbox()
         self.cancelled = False
         self._early: dict[int, Control] = {}
+        self._signals: dict[str, SignalQueue] = {}
         self._fresh: list[Step] = []
         self._main: asyncio.Task[Any] | None = None
         seed = zlib.crc32(f"{invocation.id}/{invocation.incarnation}".encode())
@@ -142,6 +144,8 @@ class Replay:
             self._cancel()
         elif control.kind == Ask.AWAKEABLE and names.is_number(control.request):
             self._awake(int(control.request), control)
+        elif control.kind == Ask.SIGNAL:
+            self._signal_queue(control.name).put(control)
 
     def _awake(self, number: int, control: Control) -> None:
         """Give an awakeable its value; of one that is not issued yet, keep it."""
@@ -343,6 +347,17 @@ class Replay:
             names.control_subject(controls, Ask.AWAKEABLE, str(step.number)),
         )
 
+    def signals(self, name: str, target: Any) -> Signals[Any]:
+        """The signals of a name; not a step: they are inputs where they are delivered."""
+        return Signals(self._signal_queue(name), self, name, target)
+
+    def _signal_queue(self, name: str) -> SignalQueue:
+        return self._signals.setdefault(name, SignalQueue())
+
+    def signal_waits(self) -> list[tuple[str, int]]:
+        """Names of the signals that the code waits for, and since when by server time."""
+        return [(name, queue.waiting_since[0]) for name, queue in self._signals.items() if queue.waiting_since]
+
     def _set_timer(self, handle: Handle) -> None:
         delay_us = round((handle.when() - self._loop.time()) * 1e6)
         step = Step(
@@ -393,7 +408,9 @@ class Replay:
         return [step for step in self._open.values() if step.is_open]
 
     def _waits(self) -> bool:
-        """Whether the code waits for a step at all."""
+        """Whether the code waits for a step or a signal at all."""
+        if any(queue.waiting_since for queue in self._signals.values()):
+            return True
         while self._open:
             number = next(iter(self._open))
             if self._open[number].is_open:

@@ -136,6 +136,28 @@ def cancel(options: ConnectOptions, /, invocation_id: str, namespace: str, as_js
     return run(main())
 
 
+@command.command("signal")
+@click.argument("invocation_id", metavar="ID")
+@click.argument("name")
+@click.argument("text", metavar="[VALUE]", required=False)
+@namespace_option
+@json_option
+@connection_options()
+def signal(
+    options: ConnectOptions, /, invocation_id: str, name: str, text: str | None, namespace: str, as_json: bool
+) -> int:
+    """Send the signal NAME to an invocation; VALUE is JSON, @FILE or - for stdin, null without it."""
+    value = None if text is None else values.decode(*values.from_text(read_input(text)))
+
+    async def main() -> int:
+        async with client_of(options, namespace) as client:
+            await client.signal(invocation_id, name, value)
+            await _print_status(client, invocation_id, as_json=as_json)
+        return output.ExitCode.DONE
+
+    return run(main())
+
+
 async def _print_status(client: Client, invocation_id: str, *, as_json: bool) -> None:
     """What became of a request: the status may lag behind by a moment."""
     description = await client.describe(invocation_id)

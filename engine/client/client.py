@@ -210,6 +210,22 @@ class Client:
         parts = self._parts or await self._open()
         await parts.requests.cancel(id)
 
+    async def signal(self, id: str, name: str, value: Any = None) -> None:
+        """Send a run a signal, which its code reads by `ctx.signals(name)`. Returns when it is stored.
+
+        Signals of one client that awaits each arrive in that order; a run that is queued or suspended gets them, too.
+        Raises InvocationStateError where the run has ended, also where it ended before the signal was delivered;
+        InvocationNotFoundError, InvalidNameError, EncodeError, PayloadTooLargeError, StoreError; UnavailableError:
+        whether it is stored is not known.
+        """
+        check_token("invocation id", id)
+        check_token("signal name", name)
+        payload = values.encode(value, f"signal {name!r}")
+        if value is None:
+            payload = values.Payload(b"null", values.JSON)
+        parts = self._parts or await self._open()
+        await parts.requests.signal(id, name, payload.data, payload.type)
+
     async def resolve_awakeable(self, awakeable_id: str, value: Any = None) -> None:
         """Bring what a run waits for under this id (`ctx.awakeable`). Returns when it is stored.
 

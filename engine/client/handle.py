@@ -35,6 +35,10 @@ class Handle(Generic[ResultT]):
         """What `Client.cancel` does and raises."""
         await self._client.cancel(self.id)
 
+    async def signal(self, name: str, value: Any = None) -> None:
+        """What `Client.signal` does and raises."""
+        await self._client.signal(self.id, name, value)
+
     async def describe(self) -> "Description":
         """Status, times, attempts, input, result and journal, from what is stored alone.
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from engine.assets.api import Api, ApiError
 from engine.client.lookup import Lookup
-from engine.controls import TOKEN_HEADER
+from engine.controls import NAME_HEADER, TOKEN_HEADER
 from engine.errors import (
     AwakeableNotFoundError,
     AwakeableResolvedError,
@@ -15,6 +15,7 @@ from engine.errors import (
     StoreError,
     UnavailableError,
 )
+from engine.journal import TYPE_HEADER
 from engine.model import FINAL, Ask, Status
 from engine.names import Names, control_subject, parse_awakeable_id
 from engine.records import Record
@@ -54,6 +55,16 @@ class Requests:
         record = await self._lookup.record(invocation, REQUEST_TIMEOUT, with_journal=False)
         if record is not None and record.incarnation == target.incarnation and record.status != Status.CANCELLED:
             _refuse_final(_of_record(record), Ask.CANCEL)
+
+    async def signal(self, invocation: str, name: str, data: bytes, content_type: str) -> None:
+        """Send a run a signal. Raises InvocationStateError where it has ended, also before the signal was delivered."""
+        target = await self._target(invocation)
+        _refuse_final(target, Ask.SIGNAL)
+        headers = {NAME_HEADER: name, TYPE_HEADER: content_type}
+        sequence = await self._store_control(target, Ask.SIGNAL, secrets.token_urlsafe(12), data, headers)
+        record = await self._lookup.record(invocation, REQUEST_TIMEOUT, with_journal=False)
+        if record is not None and record.incarnation == target.incarnation and record.end_seq < sequence:
+            _refuse_final(_of_record(record), Ask.SIGNAL)
 
     async def settle_awakeable(self, awakeable: str, data: bytes, headers: dict[str, str]) -> None:
         """Bring an awakeable its value or rejection. Raises AwakeableNotFoundError, AwakeableResolvedError."""

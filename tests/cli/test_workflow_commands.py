@@ -150,6 +150,16 @@ async def test_cancel_prints_the_status_and_refuses_what_has_ended(nats_server: 
     assert (await mesh(nats_server, "workflow", "cancel", "nobody")).exit_code == 3
 
 
+async def test_signal_stores_a_named_value(nats_server: NatsServer, store: Raw) -> None:
+    started = (await mesh(nats_server, "workflow", "start", "greet", '"x"')).stdout.strip()
+    sent = await mesh(nats_server, "workflow", "signal", started, "more", '{"n": 1}', "--json")
+    assert (sent.exit_code, json.loads(sent.stdout)) == (0, {"invocation_id": started, "status": "pending"})
+    (stored,) = await store.controls(started)
+    assert (stored.headers["Mesh-Name"], json.loads(stored.data)) == ("more", {"n": 1})
+    assert (await mesh(nats_server, "workflow", "signal", started, "a.b")).exit_code == 2
+    assert (await mesh(nats_server, "workflow", "signal", "nobody", "more")).exit_code == 3
+
+
 async def test_without_a_server_it_is_unreachable() -> None:
     ended = await asyncio.to_thread(
         run_mesh, "nats://127.0.0.1:1", "workflow", "start", "greet", "--connect-timeout", "200ms"

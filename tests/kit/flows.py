@@ -465,6 +465,23 @@ def hand_out(ctx: Context, name: str, awakeable: str, subject: str) -> None:
 
 
 @workflow
+async def adds_up(ctx: Context, count: int) -> list[int]:
+    """As many numbers as the input says, as they come; a durable step in between; "stop" ends it early."""
+    numbers, stop = ctx.signals("number", int), ctx.signals("stop")
+    stopped = asyncio.ensure_future(stop.get())
+    seen: list[int] = []
+    while len(seen) < count:
+        coming = asyncio.ensure_future(numbers.get())
+        await asyncio.wait([coming, stopped], return_when=asyncio.FIRST_COMPLETED)
+        if not coming.done():
+            return [*seen, -1]
+        seen.append(coming.result())
+        if len(seen) % 10 == 1:
+            await ctx.run(f"note {len(seen)}", note, ctx, str(len(seen)))
+    return seen
+
+
+@workflow
 async def swallows_cancel(ctx: Context, value: str) -> str:
     """Catches its cancellation, goes on and returns; one call is shielded from it."""
     shielded = asyncio.ensure_future(call(ctx, "Shielded", value))

@@ -8,7 +8,7 @@ import pytest
 
 from engine import Context
 from engine.model import Ask
-from tests.engine.protocol.passes import answer, begin, control, delivered, failure, replayed, result
+from tests.engine.protocol.passes import answer, begin, control, delivered, failure, fired, replayed, result
 from tests.kit.foreign import echo
 from tests.kit.proxy import delivers, publishes
 from tests.kit.stage import Stage
@@ -128,3 +128,24 @@ def test_controls_that_say_how_a_run_is_held_are_no_inputs() -> None:
     replay = replayed(lets_it_pass, controls=[control(10, kind="pause")])
     assert not replay.mailbox.has_mail
     assert Ask.CANCEL == "cancel"
+
+
+def test_a_signal_is_read_where_it_was_delivered_and_once() -> None:
+    async def reads(ctx: Context) -> list[object]:
+        signals = ctx.signals("number", int)
+        seen: list[object] = []
+        try:
+            async with asyncio.timeout(1):
+                seen.append(await signals.get())
+        except TimeoutError:
+            seen.append("none")
+        return [*seen, await ctx.signals("number", int).get()]
+
+    sent = [control(n, "signal", request=str(n), name="number", data=b"%d" % n) for n in (10, 12)]
+    timer = begin(reads).steps[0]
+    both = replayed(reads, delivered(13, 0, up_to=12), controls=sent)
+    assert result(both) == [10, 12]
+    late = replayed(reads, fired(timer, 11, at=1), delivered(13, 0, up_to=12), controls=sent)
+    assert result(late) == ["none", 10]
+    other = [control(10, "signal", name="other", data=b"1")]
+    assert replayed(reads, delivered(11, 0, up_to=10), controls=other).outcome is None
