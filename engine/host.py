@@ -54,6 +54,9 @@ class Host(Protocol):
     def suspend(self, run: "Run") -> None:
         """Put a run away that waits for timers alone."""
 
+    def pause(self, run: "Run") -> None:
+        """Put a run away until somebody has it go on."""
+
     def hand_over(self, run: "Run") -> None:
         """Give a run to another processor."""
 

@@ -56,11 +56,13 @@ class Inbox:
         self._look()
 
     def read(self, replay: Replay, controls: list[Control]) -> bool:
-        """A read brought these; whether one of them is still to be delivered."""
+        """A read brought these; whether something is to be delivered, or a pause begins or ends."""
         self.is_used |= bool(controls)
         for control in controls:
             self._hints.pop(control.subject, None)
-        return replay.mailbox.learn(controls)
+        was_paused = replay.mailbox.is_paused
+        has_mail = replay.mailbox.learn(controls)
+        return has_mail or replay.mailbox.is_paused != was_paused
 
     def tick(self, now: float) -> None:
         """Look for what was hinted at, what came unnoticed, and what became of a delivery."""

@@ -185,6 +185,8 @@ class Ask:
     CANCEL = "cancel"
     AWAKEABLE = "awakeable"
     SIGNAL = "signal"
+    PAUSE = "pause"
+    RESUME = "resume"
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,6 +164,27 @@ async def suspend(run: Run) -> None:
         run.absorb(read)
 
 
+async def pause(run: Run) -> None:
+    """Leave every process until a resume: complete read, record `paused`, command acknowledged.
+
+    A resume that is stored after the read finds the record paused, or comes again until it does.
+    """
+    async with run.operation():
+        replay = run.replay
+        if run.dropped or replay is None or run.reclaiming or run.final is not None:
+            return
+        read = await run.host.store.read_journal(run.shard, run.roots, run.known_seq)
+        run.inbox.read(replay, read.controls)
+        if replay.mailbox.is_paused and not run.effects.is_here():
+            record = replace(new_record(run, Status.PAUSED), strikes=0, owner="", tail_seq=read.up_to)
+            if await run.host.store.write_record(record, run.revision):
+                run.let_go(acknowledge=True)
+            else:
+                run.drop(LOST)
+            return
+    run.advance()
+
+
 async def _schedule(run: Run, steps: list[Step]) -> bool:
     """Have the server fire the timers. One written again after it fired fires again, and its slot refuses that."""
     for at in range(0, len(steps), SCHEDULES_AT_ONCE):

@@ -351,6 +351,10 @@ class Processor:
         """Put a run away that waits for timers alone."""
         self.spawn(ownership.suspend(run), run)
 
+    def pause(self, run: Run) -> None:
+        """Put a run away until somebody has it go on."""
+        self.spawn(ownership.pause(run), run)
+
     def hand_over(self, run: Run) -> None:
         """Give a run to another processor."""
         self.spawn(ownership.hand_over(run), run)

@@ -65,6 +65,7 @@ class Run:
         self.dropped = False
         self.invocation: Invocation | None = None
         self.replay: Replay | None = None
+        self.pausing = False
         self.effects = Effects(self)
         self.inbox = Inbox(self)
         self.todo: list[Step] = []
@@ -307,6 +308,10 @@ class Run:
             self.finish(replay.outcome)
             return
         self.todo += replay.take_effects()
+        if replay.mailbox.is_paused:
+            self._pause()
+            return
+        self._end_pause(replay)
         if self.inbox.deliver(replay):
             return
         if self.host.draining and not self.effects.is_busy():
@@ -318,6 +323,19 @@ class Run:
             self.want_read()  # something came while nothing could be fed
         elif self.host.suspend_after == 0:
             self._rest()
+
+    def _pause(self) -> None:
+        """Nothing is begun any more; when nothing is executed here, the run leaves memory."""
+        if not self.pausing:
+            self.pausing = True
+            self.effects.forget_requests()
+        if not self.effects.is_here() and self._reading is None:
+            self.host.pause(self)
+
+    def _end_pause(self, replay: Replay) -> None:
+        if self.pausing:
+            self.pausing = False
+            self.todo = replay.open_steps()
 
     def _do_todo(self) -> None:
         # Timers in order of due time: of two that are overdue the earlier one fires first, whenever we come to them.
@@ -362,6 +380,9 @@ class Run:
                 return
         self.effects.look(now)
         self.inbox.tick(now)
+        if self.pausing:
+            self.advance()
+            return
         if self.replay is not None and now - self.idle_since >= self.host.suspend_after:
             self._rest()
 
@@ -406,7 +427,9 @@ class Run:
         replay = self.replay
         if self.dropped or self.held:
             return
-        if replay is None or not self.inbox.deliver(replay):
+        if self.pausing:
+            self.advance()
+        elif replay is None or not self.inbox.deliver(replay):
             self._do_todo()
         self.effects.wake()
         self.want_read()

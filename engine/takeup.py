@@ -15,6 +15,7 @@ from engine.commands import WAKE
 from engine.delivered import DeliveredCommand
 from engine.errors import DecodeError, PoisonError
 from engine.host import Host
+from engine.mailbox import Mailbox
 from engine.model import Ask, Failure, Invocation, Kind, Status
 from engine.records import Record
 from engine.run import Run
@@ -22,6 +23,8 @@ from engine.store import Read, Stored
 
 logger = logging.getLogger("engine.takeup")
 
+LEFT = frozenset({Status.SUSPENDED, Status.PAUSED, Status.PENDING})
+"""A record that says so made the command needless that it names."""
 UNREADABLE_PAUSE = 30.0
 """Seconds until a command is tried again whose run's record cannot be read."""
 
@@ -97,7 +100,7 @@ class TakeUp:
             run.let_go(acknowledge=True)  # its run is over and gone
         elif record is not None and (record.incarnation != command.incarnation or record.is_final):
             run.let_go(acknowledge=True)  # a duplicate, or a run that has ended: nothing else is due
-        elif record is not None and record.status == Status.SUSPENDED and command.sequence <= record.command_seq:
+        elif record is not None and record.status in LEFT and command.sequence <= record.command_seq:
             # The suspension made this very command needless, and its ack may be under way: it would take the command
             # away from whoever lives on it (H8). What wakes the run brings a command of its own.
             run.let_go(acknowledge=True)
@@ -113,9 +116,10 @@ class TakeUp:
         self._invocation = fresh_invocation(command)
         read = await host.store.read_journal(run.shard, run.roots, await host.store.last_sequence(run.shard))
         if is_untouched(command, stored, read):
-            if is_first(command, stored, read) or not is_cancelled(read):
+            status = unbegun_status(read)
+            if status is None:
                 return read
-            await self._cancel_unbegun()
+            await self._record_unbegun(status)
             return None
         run.contested = True
         run.number = run.attempts = 2
@@ -136,7 +140,7 @@ class TakeUp:
         strikes = (0 if progress else record.strikes) + 1 if lost else 0
         run.record = record
         run.number = record.run + 1
-        run.attempts = record.attempts + (1 if lost else 0)
+        run.attempts = max(record.attempts + (1 if lost else 0), 1)
         run.contested = record.contested or (record.status == Status.RUNNING and bool(record.owner))
         if strikes >= host.max_attempts:
             await self._park(record, strikes)
@@ -157,17 +161,20 @@ class TakeUp:
             return None
         return await host.store.read_journal(run.shard, run.roots, await host.store.last_sequence(run.shard))
 
-    async def _cancel_unbegun(self) -> None:
-        """Its cancellation came before its code ever ran: it never does."""
+    async def _record_unbegun(self, status: Status) -> None:
+        """It was cancelled or paused before its code ever ran, which it does not."""
         run = self._run
         record = self._new_record()
-        record.status, record.owner = Status.CANCELLED.value, ""
-        record.completed_ns, record.started_ns, record.attempts = record.updated_ns, 0, 0
-        if await self._host.store.write_record(record, run.revision):
-            run.let_go(acknowledge=True)
-            self._host.finished(run, record)
-        else:
+        record.status, record.owner = status.value, ""
+        record.started_ns = record.attempts = 0
+        if record.is_final:
+            record.completed_ns = record.updated_ns
+        if not await self._host.store.write_record(record, run.revision):
             run.drop(ownership.LOST)
+            return
+        run.let_go(acknowledge=True)
+        if record.is_final:
+            self._host.finished(run, record)
 
     async def _park(self, record: Record, strikes: int) -> None:
         """The run takes its processors down with it: failed, and nothing of it is run."""
@@ -203,9 +210,13 @@ def is_first(command: DeliveredCommand, stored: Stored, read: Read) -> bool:
     return is_untouched(command, stored, read) and not read.controls
 
 
-def is_cancelled(read: Read) -> bool:
-    """Whether somebody asked for the end of the run."""
-    return any(control.kind == Ask.CANCEL for control in read.controls)
+def unbegun_status(read: Read) -> Status | None:
+    """What a run becomes whose code has not begun, by what was asked of it; None where it may begin."""
+    mailbox = Mailbox()
+    mailbox.learn(read.controls)
+    if any(control.kind == Ask.CANCEL for control in read.controls):
+        return Status.CANCELLED
+    return Status.PAUSED if mailbox.is_paused else None
 
 
 def fresh_invocation(command: DeliveredCommand) -> Invocation:

@@ -47,6 +47,8 @@ class TimerHandler:
             return False
         if record.status == Status.SUSPENDED and record.seen_seq < sequence:
             return await wakes.wake(self._store, self._names, record, sequence)
+        if record.status == Status.PAUSED:
+            return await wakes.raise_tail(self._store, stored, sequence)
         return record.seen_seq >= sequence
 
     async def _store_entry(self, subject: str) -> int:

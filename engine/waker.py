@@ -10,7 +10,7 @@ import time
 from dataclasses import replace
 
 from engine import names, wakes
-from engine.model import Status
+from engine.model import Ask, Status
 from engine.names import Names
 from engine.pull import Delivery
 from engine.store import Store, Stored
@@ -46,19 +46,26 @@ class Waker:
             if is_needless(record):
                 await self._remove(control, delivery)
             return True
-        if record.status == Status.FAILED:
-            return await self._raise_tail(stored, delivery.sequence)
+        if record.status in {Status.PAUSED, Status.PENDING} and control.kind in {Ask.RESUME, Ask.CANCEL}:
+            return await self._go_on(stored, delivery.sequence)
+        if record.status == Status.PENDING:
+            return False  # its next owner reads it; a write of ours would be in the way of that owner's claim
+        if record.status in {Status.FAILED, Status.PAUSED}:
+            return await wakes.raise_tail(self._store, stored, delivery.sequence)
         if record.status == Status.SUSPENDED and record.seen_seq < delivery.sequence:
             return await wakes.wake(self._store, self._names, record, delivery.sequence)
         return record.seen_seq >= delivery.sequence
 
-    async def _raise_tail(self, stored: Stored, sequence: int) -> bool:
-        """Have the next owner's first read reach the control: a run like this may run again (H21)."""
+    async def _go_on(self, stored: Stored, sequence: int) -> bool:
+        """A paused run goes on: it is queued again, and its command stored until there is no doubt that it is."""
         record = stored.record
         assert record is not None
-        if record.tail_seq >= sequence:
-            return True
-        return bool(await self._store.write_record(replace(record, tail_seq=sequence), stored.revision))
+        if record.status == Status.PAUSED:
+            tail = max(record.tail_seq, sequence)
+            queued = replace(record, status=Status.PENDING.value, tail_seq=tail, updated_ns=time.time_ns())
+            if not await self._store.write_record(queued, stored.revision):
+                return False
+        return await wakes.wake(self._store, self._names, record, sequence)
 
     async def _is_forgotten(self, control: names.ControlSubject, delivery: Delivery) -> bool:
         """No record: the run is queued, or runs since less than a second, or is gone."""

@@ -1,11 +1,21 @@
 """Waking a run that is suspended: a command, which goes to a processor that knows the workflow (protocol H17)."""
 
 import secrets
+from dataclasses import replace
 
 from engine.commands import wake_headers
 from engine.names import Names, check_token
 from engine.records import Record
-from engine.store import Store
+from engine.store import Store, Stored
+
+
+async def raise_tail(store: Store, stored: Stored, sequence: int) -> bool:
+    """Have the next owner's first read reach a message: a run that is paused or failed may run again (H21)."""
+    record = stored.record
+    assert record is not None
+    if record.tail_seq >= sequence:
+        return True
+    return bool(await store.write_record(replace(record, tail_seq=sequence), stored.revision))
 
 
 async def wake(store: Store, names: Names, record: Record, min_seq: int) -> bool:

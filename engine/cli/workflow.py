@@ -158,6 +158,40 @@ def signal(
     return run(main())
 
 
+@command.command("pause")
+@click.argument("invocation_id", metavar="ID")
+@namespace_option
+@json_option
+@connection_options()
+def pause(options: ConnectOptions, /, invocation_id: str, namespace: str, as_json: bool) -> int:
+    """Have an invocation begin no step any more, until it is resumed."""
+
+    async def main() -> int:
+        async with client_of(options, namespace) as client:
+            await client.pause(invocation_id)
+            await _print_status(client, invocation_id, as_json=as_json)
+        return output.ExitCode.DONE
+
+    return run(main())
+
+
+@command.command("resume")
+@click.argument("invocation_id", metavar="ID")
+@namespace_option
+@json_option
+@connection_options()
+def resume(options: ConnectOptions, /, invocation_id: str, namespace: str, as_json: bool) -> int:
+    """Have a paused invocation go on."""
+
+    async def main() -> int:
+        async with client_of(options, namespace) as client:
+            await client.resume(invocation_id)
+            await _print_status(client, invocation_id, as_json=as_json)
+        return output.ExitCode.DONE
+
+    return run(main())
+
+
 async def _print_status(client: Client, invocation_id: str, *, as_json: bool) -> None:
     """What became of a request: the status may lag behind by a moment."""
     description = await client.describe(invocation_id)

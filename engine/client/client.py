@@ -19,7 +19,7 @@ from engine.controls import rejection_headers
 from engine.definition import Workflow
 from engine.errors import UnavailableError, WorkflowCancelledError, WorkflowFailedError
 from engine.journal import TYPE_HEADER
-from engine.model import Duration, Status, seconds
+from engine.model import Ask, Duration, Status, seconds
 from engine.names import check_key, check_token, new_invocation_id
 from engine.records import JournalEntry, Outcome, Record
 from engine.store import Store
@@ -209,6 +209,24 @@ class Client:
         check_token("invocation id", id)
         parts = self._parts or await self._open()
         await parts.requests.cancel(id)
+
+    async def pause(self, id: str) -> None:
+        """Have a run begin no step any more until `resume`: what is being executed ends and is kept.
+
+        Returns when the request is stored; pausing a paused run changes nothing. A queued run is not begun. Raises
+        InvocationStateError where the run has ended, InvocationNotFoundError, UnavailableError (asking again is safe),
+        StoreError.
+        """
+        await self._hold(id, Ask.PAUSE)
+
+    async def resume(self, id: str) -> None:
+        """Have a paused run go on; of one that is not paused nothing is asked. Otherwise as `pause`."""
+        await self._hold(id, Ask.RESUME)
+
+    async def _hold(self, id: str, kind: str) -> None:
+        check_token("invocation id", id)
+        parts = self._parts or await self._open()
+        await parts.requests.hold(id, kind)
 
     async def signal(self, id: str, name: str, value: Any = None) -> None:
         """Send a run a signal, which its code reads by `ctx.signals(name)`. Returns when it is stored.

@@ -35,6 +35,14 @@ class Handle(Generic[ResultT]):
         """What `Client.cancel` does and raises."""
         await self._client.cancel(self.id)
 
+    async def pause(self) -> None:
+        """What `Client.pause` does and raises."""
+        await self._client.pause(self.id)
+
+    async def resume(self) -> None:
+        """What `Client.resume` does and raises."""
+        await self._client.resume(self.id)
+
     async def signal(self, name: str, value: Any = None) -> None:
         """What `Client.signal` does and raises."""
         await self._client.signal(self.id, name, value)

@@ -51,10 +51,16 @@ class Requests:
         if target.status == Status.CANCELLED:
             return
         _refuse_final(target, Ask.CANCEL)
-        await self._store_control(target, Ask.CANCEL, secrets.token_urlsafe(12))
-        record = await self._lookup.record(invocation, REQUEST_TIMEOUT, with_journal=False)
-        if record is not None and record.incarnation == target.incarnation and record.status != Status.CANCELLED:
-            _refuse_final(_of_record(record), Ask.CANCEL)
+        sequence = await self._store_control(target, Ask.CANCEL, secrets.token_urlsafe(12))
+        await self._refuse_late(target, Ask.CANCEL, sequence)
+
+    async def hold(self, invocation: str, kind: str) -> None:
+        """Ask for a pause, or for the end of one. Raises InvocationStateError where the run has ended."""
+        target = await self._target(invocation)
+        _refuse_final(target, kind)
+        sequence = await self._store_control(target, kind, secrets.token_urlsafe(12))
+        if kind == Ask.PAUSE:
+            await self._refuse_late(target, kind, sequence)
 
     async def signal(self, invocation: str, name: str, data: bytes, content_type: str) -> None:
         """Send a run a signal. Raises InvocationStateError where it has ended, also before the signal was delivered."""
@@ -62,9 +68,15 @@ class Requests:
         _refuse_final(target, Ask.SIGNAL)
         headers = {NAME_HEADER: name, TYPE_HEADER: content_type}
         sequence = await self._store_control(target, Ask.SIGNAL, secrets.token_urlsafe(12), data, headers)
-        record = await self._lookup.record(invocation, REQUEST_TIMEOUT, with_journal=False)
-        if record is not None and record.incarnation == target.incarnation and record.end_seq < sequence:
-            _refuse_final(_of_record(record), Ask.SIGNAL)
+        await self._refuse_late(target, Ask.SIGNAL, sequence)
+
+    async def _refuse_late(self, target: Target, what: str, sequence: int) -> None:
+        """Raise InvocationStateError where the run ended before it came to a control of this sequence."""
+        record = await self._lookup.record(target.invocation, REQUEST_TIMEOUT, with_journal=False)
+        if record is None or record.incarnation != target.incarnation or record.end_seq >= sequence:
+            return
+        if record.status != Status.CANCELLED or what != Ask.CANCEL:
+            _refuse_final(_of_record(record), what)
 
     async def settle_awakeable(self, awakeable: str, data: bytes, headers: dict[str, str]) -> None:
         """Bring an awakeable its value or rejection. Raises AwakeableNotFoundError, AwakeableResolvedError."""

@@ -150,6 +150,15 @@ async def test_cancel_prints_the_status_and_refuses_what_has_ended(nats_server: 
     assert (await mesh(nats_server, "workflow", "cancel", "nobody")).exit_code == 3
 
 
+async def test_pause_and_resume_print_the_status(nats_server: NatsServer, store: Raw) -> None:
+    started = (await mesh(nats_server, "workflow", "start", "greet", '"x"')).stdout.strip()
+    for name in ("pause", "resume"):
+        done = await mesh(nats_server, "workflow", name, started, "--json")
+        assert (done.exit_code, json.loads(done.stdout)) == (0, {"invocation_id": started, "status": "pending"})
+        assert (await mesh(nats_server, "workflow", name, "nobody")).exit_code == 3
+    assert [stored.subject.split(".")[-2] for stored in await store.controls(started)] == ["pause", "resume"]
+
+
 async def test_signal_stores_a_named_value(nats_server: NatsServer, store: Raw) -> None:
     started = (await mesh(nats_server, "workflow", "start", "greet", '"x"')).stdout.strip()
     sent = await mesh(nats_server, "workflow", "signal", started, "more", '{"n": 1}', "--json")

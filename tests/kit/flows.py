@@ -482,6 +482,16 @@ async def adds_up(ctx: Context, count: int) -> list[int]:
 
 
 @workflow
+async def sleeps_and_waits(ctx: Context, seconds: float) -> list[Any]:
+    """A sleep and an awakeable at once, then a step."""
+    awakeable = ctx.awakeable(int)
+    await ctx.run("hand out a", hand_out, ctx, "a", awakeable.id, awakeable.subject)
+    _, value = await asyncio.gather(asyncio.sleep(seconds), awakeable)
+    await ctx.run("after", note, ctx, "after")
+    return [value]
+
+
+@workflow
 async def swallows_cancel(ctx: Context, value: str) -> str:
     """Catches its cancellation, goes on and returns; one call is shielded from it."""
     shielded = asyncio.ensure_future(call(ctx, "Shielded", value))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 
 from engine import journal, values, workflow
@@ -24,7 +24,7 @@ def begin(code: Code) -> Replay:
     return replay
 
 
-def replayed(code: Code, *entries: Entry, controls: Iterable[Control] = ()) -> Replay:
+def replayed(code: Code, *entries: Entry, controls: Collection[Control] = ()) -> Replay:
     """A fresh pass which knows the controls and is given all entries in their order."""
     replay = begin(code)
     replay.mailbox.learn(controls)
