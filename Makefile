@@ -66,7 +66,7 @@ chaos: $(VENV)/dev.stamp  ## 1,000 runs in flight, processes and servers killed 
 	CHAOS_RUNS=$${CHAOS_RUNS:-1000} CHAOS_ROUNDS=$${CHAOS_ROUNDS:-10} CHAOS_SEED=$${CHAOS_SEED:-$$(date +%s)} \
 		$(BIN)/python -m pytest tests/chaos $(ARGS)
 
-bench: $(VENV)/dev.stamp  ## calls and workflows per second, as ratios to bare nats-py and grpc.aio
+bench: $(VENV)/dev.stamp  ## calls, streams and workflows per second, as ratios to bare nats-py and grpc.aio
 	@$(BIN)/python -m bench $(ARGS)
 
 docs: $(VENV)/dev.stamp  ## check the documents: links, commands, names

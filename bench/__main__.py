@@ -32,6 +32,9 @@ async def main() -> None:
     if options.what in {"rpc", "all"}:
         async with _server("default") as url, _children() as stack:
             rows += await _rounds("unary call", await _rpc_clients(stack, url), options)
+    if options.what in {"streams", "all"}:
+        async with _server("default") as url, _children() as stack:
+            rows += await _rounds("stream of 1,000 messages", await _stream_clients(stack, url), options)
     if options.what in {"workflows", "all"}:
         for sync in options.sync.split(","):
             async with _server(sync) as url, _children() as stack:
@@ -43,7 +46,7 @@ async def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("all", "rpc", "workflows"), default="all")
+    parser.add_argument("what", nargs="?", choices=("all", "rpc", "streams", "workflows"), default="all")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each contender")
     parser.add_argument("--seconds", type=float, default=2.0, help="measured seconds a round")
     sync = "of the nats-server, for workflows: default, always, or both with a comma"
@@ -92,6 +95,15 @@ async def _rpc_clients(children: _Children, url: str) -> Mapping[str, Child]:
         FLOOR: await children.python("bench.rpc", "floor-client", url),
         PEER: await children.python("bench.rpc", "grpc-client", address),
         "m.channel": await children.python("bench.rpc", "mesh-client", url),
+    }
+
+
+async def _stream_clients(children: _Children, url: str) -> Mapping[str, Child]:
+    await children.python("bench.streams", "mesh-service", url)
+    served = await children.python("bench.streams", "grpc-service", "127.0.0.1")
+    return {
+        PEER: await children.python("bench.streams", "grpc-client", served.greeting.split()[1]),
+        "m.channel": await children.python("bench.streams", "mesh-client", url),
     }
 
 
