@@ -162,6 +162,7 @@ class Call:
     async def _ask_on_session(self, rest: str) -> None:
         session = StreamCall(self._caller, self.target, None)
         if rest:
+            session.session.widen(int(rest.rpartition(".")[2]) + 4)  # it is counted: all of it may come at once
             at = subjects.session_subject(self.target.subject, rest.partition(".")[0])
             session.start_encoded([], self._deadline, open_subject=at, rest=rest.rpartition(".")[0], has_turn=True)
         else:

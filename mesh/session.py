@@ -1,12 +1,12 @@
 """A session (`mesh.streams`) over a connection: waits, writes, keeps alive. The same for both sides."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Final
 
 from mesh.connection import Connection
 from mesh.errors import MeshError, NotConnectedError
-from mesh.streams import Event, Fault, Session
+from mesh.streams import MIN_WINDOW_BYTES, WINDOW_BYTES, Event, Fault, Session
 
 FLUSH_BYTES: Final = 32_768
 """Written and not sent, from which on frames leave before the turn of the loop ends."""
@@ -15,6 +15,11 @@ SAY_AFTER = 0.25
 DEAD_AFTER = 0.85
 """Share of the keepalive after which a silent peer is dead; with TICK it is noticed within the keepalive."""
 TICK = 0.1
+WINDOWS_BYTES = 16 << 20
+"""Of all sessions of one side of a connection together, shared evenly: the server cuts off whoever has more
+than `max_pending` (64 MB) waiting. 300 streams that were a whole window ahead had it cut (ran)."""
+FIRST_WINDOW_BYTES = 262_144
+"""At most, before the first grant: the session may be the first of many."""
 MIN_KEEPALIVE_MS = 100
 MAX_KEEPALIVE_MS = 3_600_000
 
@@ -22,6 +27,11 @@ MAX_KEEPALIVE_MS = 3_600_000
 def keepalive_ms(seconds: float) -> int:
     """As it is sent."""
     return min(MAX_KEEPALIVE_MS, max(MIN_KEEPALIVE_MS, round(seconds * 1000)))
+
+
+def share(sessions: int, most: int = WINDOW_BYTES) -> int:
+    """The window of one of so many sessions."""
+    return min(most, max(MIN_WINDOW_BYTES, WINDOWS_BYTES // (sessions or 1)))
 
 
 class PipeClosedError(MeshError):
@@ -38,7 +48,9 @@ class Pipe:
         send: Callable[[bytes, bytes], None],
         on_event: Callable[[Event], None],
         keepalive: float,
+        siblings: Sized,
     ) -> None:
+        self._siblings = siblings
         self.session = session
         self.keepalive = keepalive
         """Seconds; the smaller one of both sides'."""
@@ -101,6 +113,12 @@ class Pipe:
             self.flush_soon()
             return
         self.flush()
+        while session.is_stuck:  # larger than the window: it leaves as its reader takes it
+            self._check_open()
+            session.want()
+            self.flush()
+            await self._wait(self._writers)
+            self.flush()
         if self._connection.is_congested:
             await self._connection.wait_writable()
 
@@ -117,6 +135,7 @@ class Pipe:
     def flush(self) -> None:
         """Send what there is."""
         self._is_flushing = False
+        self.session.window = share(len(self._siblings))
         frames = self.session.take_output()
         if not frames:
             return

@@ -18,7 +18,7 @@ from mesh import codec, headers, liveness, metadata, subjects, wire
 from mesh.caller import MAX_BYTES_IN_FLIGHT, Caller, Target
 from mesh.errors import NotConnectedError, RpcError
 from mesh.metadata import Pairs
-from mesh.session import Pipe, PipeClosedError, keepalive_ms
+from mesh.session import FIRST_WINDOW_BYTES, Pipe, PipeClosedError, keepalive_ms, share
 from mesh.streams import ALIVE, Event, Fault, Session
 
 Code = grpc.StatusCode
@@ -41,7 +41,7 @@ class StreamCall:
         self._connection = caller.connection
         frame_bytes = caller.connection.max_payload
         self.session = Session(max_receive_bytes=caller.max_receive_bytes, frame_bytes=frame_bytes)
-        self.pipe = Pipe(caller.connection, self.session, self._send, self._on_event, caller.keepalive)
+        self.pipe = Pipe(caller.connection, self.session, self._send, self._on_event, caller.keepalive, caller.streams)
         self.error: RpcError | None = None
         self.initial: Pairs = ()
         self.trailing: Pairs = ()
@@ -127,6 +127,8 @@ class StreamCall:
             caller.release(0)
 
     def _open(self) -> None:
+        if not self._rest:
+            self.session.window = share(len(self._caller.streams), FIRST_WINDOW_BYTES)
         block = self._headers()
         if self._opening is None:
             self._opening = self.session.opening(self._connection.max_payload - len(block))
@@ -149,6 +151,7 @@ class StreamCall:
             timeout=left,
             deadline_ms=deadline_ms,
             stream_ms=keepalive_ms(self._caller.keepalive),
+            window=self.session.window,
             rest=self._rest,
             encoded_metadata=self._metadata,
         )

@@ -1,8 +1,8 @@
 """One session of messages both ways: events in, frames out. Pure; no connection, task or clock.
 
-    open    request on the method's subject, queue group; header Mesh-Stream (keepalive in ms); the
-            body is empty or the caller's first frame, with session 0
-    accept  the instance's first frame, on the caller's reply subject: session, keepalive, token
+    open    request on the method's subject, queue group; header Mesh-Stream (keepalive in ms, window in
+            bytes); the body is empty or the caller's first frame, with session 0
+    accept  the instance's first frame, on the caller's reply subject: keepalive, window, token
     then    the caller's frames on <method subject>._s.<token>, the instance's on the reply subject
 
 A frame is a NATS payload: kind (1 byte), session (8), sequence (8), content. Each direction counts
@@ -10,15 +10,18 @@ its frames from 0: NATS keeps the order, so a gap is a loss and ends the session
 
     DATA, LAST  a piece of one stream of bytes: length (4 bytes) and message, again and again. Small
                 messages share a frame, large ones span several. LAST: nothing follows (half-close).
-    WINDOW      messages and bytes that the reader has consumed, counted from the start
+    WINDOW      messages and bytes that the reader has consumed, counted from the start, and its window now
     WANT        the writer waits: grant what is consumed at once
     ALIVE       nothing else to say
     INITIAL     initial metadata, in NATS headers
-    END         how many messages were sent; status and trailing metadata in NATS headers
+    END         how many messages were sent, and whether one was left unfinished; status and trailing
+                metadata in NATS headers
     CANCEL      the caller wants no more
 
 A writer is at most WINDOW_BYTES or WINDOW_MESSAGES ahead of its reader, whichever is reached first;
-one message is always allowed (M-C5). Integers are big-endian.
+one message is always allowed (M-C5). The reader may ask for a smaller window, when it has many
+sessions. A message larger than the window leaves in parts, as its reader takes them. Integers are
+big-endian.
 """
 
 import enum
@@ -39,13 +42,15 @@ END: Final = 9
 HEAD = struct.Struct(">BQQ")
 _LENGTH = struct.Struct(">I")
 _PAIR = struct.Struct(">QQ")
-_KEEPALIVE = struct.Struct(">I")
+_GRANT = struct.Struct(">QQI")
+_TERMS = struct.Struct(">II")
 
 WINDOW_BYTES = 1 << 20
 WINDOW_MESSAGES = 1024
-GRANT_BYTES = WINDOW_BYTES // 4
-"""Consumed since the last grant, from which on the next one leaves without being asked for."""
-GRANT_MESSAGES = WINDOW_MESSAGES // 4
+GRANT_SHARE = 4
+"""A grant leaves without being asked for when this part of the window was consumed since the last one."""
+GRANT_MESSAGES = WINDOW_MESSAGES // GRANT_SHARE
+MIN_WINDOW_BYTES = 16_384
 FRAME_BYTES = 65_536
 """Of a frame's content at most: other calls on the connection get their turn between two frames."""
 
@@ -80,8 +85,20 @@ class Fault(enum.Enum):
 class Session:
     """One side of a session. `ident` is 0 at the caller until the instance has accepted."""
 
-    def __init__(self, ident: int = 0, *, max_receive_bytes: int, frame_bytes: int = FRAME_BYTES) -> None:
+    def __init__(
+        self,
+        ident: int = 0,
+        *,
+        max_receive_bytes: int,
+        frame_bytes: int = FRAME_BYTES,
+        window: int = WINDOW_BYTES,
+        peer_window: int = WINDOW_BYTES,
+    ) -> None:
         self.ident = ident
+        self.window = window
+        """Bytes that the peer may be ahead of us; what it is told with the next grant."""
+        self._most = max(WINDOW_BYTES, window)
+        self._peer_window = peer_window
         self.received: deque[bytes] = deque()
         """Messages that nobody has read."""
         self.peer_closed = False
@@ -102,14 +119,14 @@ class Session:
         # out
         self._next = 0
         self._control: list[Frame] = []
-        self._out: list[bytes] = []
+        self._out: list[bytes | memoryview] = []
         self._closed = False
         self._close_due = False
         self._end_due: bytes | None = None
         self._grant_due = False
         self._asked = False
         self._sent_messages = 0
-        self._sent_bytes = 0
+        self._sent_bytes = 0  # of the stream of bytes, lengths included, as frames that were taken
         self._acked_messages = 0
         self._acked_bytes = 0
         # in
@@ -119,8 +136,8 @@ class Session:
         self._missing = 0
         self._got_messages = 0
         self._got_bytes = 0
+        self._unread_bytes = 0
         self._consumed_messages = 0
-        self._consumed_bytes = 0
         self._granted_messages = 0
         self._granted_bytes = 0
         self._peer_wants = False
@@ -135,13 +152,23 @@ class Session:
     def can_write(self, size: int) -> bool:
         """Whether a message of `size` bytes may be written now, or the reader is too far behind."""
         ahead = self._sent_messages - self._acked_messages
-        return ahead == 0 or (ahead < WINDOW_MESSAGES and self._sent_bytes - self._acked_bytes + size <= WINDOW_BYTES)
+        return ahead == 0 or (
+            ahead < WINDOW_MESSAGES
+            and self._sent_bytes - self._acked_bytes + self.out_bytes + size + 4 <= self._peer_window
+        )
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether a part of what was written has to wait for a grant."""
+        return self.out_bytes > self._credit()
+
+    def _credit(self) -> int:
+        return max(0, self._peer_window - (self._sent_bytes - self._acked_bytes))
 
     def write(self, message: bytes) -> None:
         """Send a message; the caller has asked `can_write`."""
         size = len(message)
         self._sent_messages += 1
-        self._sent_bytes += size
         self._out.append(_LENGTH.pack(size))
         self._out.append(message)
         self.out_bytes += size + 4
@@ -160,7 +187,7 @@ class Session:
 
     def accept(self, keepalive_ms: int, token: str) -> None:
         """The instance has taken the session; its first frame."""
-        self._add(ACCEPT, _KEEPALIVE.pack(keepalive_ms) + token.encode())
+        self._add(ACCEPT, _TERMS.pack(keepalive_ms, self.window) + token.encode())
 
     def send_initial(self, block: bytes) -> None:
         """Send initial metadata, as a header block."""
@@ -188,13 +215,16 @@ class Session:
         if self._grant_due:
             self._grant_due = False
             self._granted_messages = self._consumed_messages
-            self._granted_bytes = self._consumed_bytes
-            frames.append((self._frame(WINDOW, _PAIR.pack(self._consumed_messages, self._consumed_bytes)), b""))
+            self._granted_bytes = self._consumed_bytes()
+            grant = _GRANT.pack(self._granted_messages, self._granted_bytes, self.window)
+            frames.append((self._frame(WINDOW, grant), b""))
         if self._out or self._close_due:
             frames += self._data()
         if self._end_due is not None:
             block, self._end_due = self._end_due, None
-            frames.append((self._frame(END, _PAIR.pack(self._sent_messages, self._sent_bytes)), block))
+            left = bool(self._out)
+            self._out = []
+            frames.append((self._frame(END, _PAIR.pack(self._sent_messages - left, left)), block))
         return frames
 
     def opening(self, room: int) -> bytes:
@@ -204,18 +234,26 @@ class Session:
         return self._data()[0][0]
 
     def _data(self) -> list[Frame]:
-        data = b"".join(self._out)
+        """As many frames of what was written as there is room granted for."""
+        data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
+        credit = self._credit()
         self._out = []
-        self.out_bytes = 0
+        if self.out_bytes > credit:
+            rest = memoryview(data)
+            data = rest[:credit]
+            self._out.append(rest[credit:])
+        kind = LAST if self._close_due and not self._out else DATA
+        self._close_due = self._close_due and kind == DATA
+        size = len(data)
+        self.out_bytes -= size
+        self._sent_bytes += size
         limit = self._frame_bytes
-        kind = LAST if self._close_due else DATA
-        self._close_due = False
-        if len(data) <= limit:
-            return [(self._frame(kind, data), b"")]
-        cut = list(range(0, len(data), limit))
-        return [(self._frame(kind if at == cut[-1] else DATA, data[at : at + limit]), b"") for at in cut]
+        if size <= limit:
+            return [(self._frame(kind, data), b"")] if size or kind == LAST else []
+        last = (size - 1) // limit * limit
+        return [(self._frame(kind if at == last else DATA, data[at : at + limit]), b"") for at in range(0, size, limit)]
 
-    def _frame(self, kind: int, content: bytes = b"") -> bytes:
+    def _frame(self, kind: int, content: bytes | memoryview = b"") -> bytes:
         number = self._next
         self._next += 1
         return HEAD.pack(kind, self.ident, number) + content
@@ -232,21 +270,35 @@ class Session:
 
     # --- in --------------------------------------------------------------------------------------
 
+    def widen(self, window: int) -> None:
+        """Let the peer be so far ahead, though that is more than a window."""
+        self.window = self._most = window
+
     def read(self) -> bytes:
         """Take the oldest message; grants the writer room as it goes. IndexError when there is none."""
         message = self.received.popleft()
         self._consumed_messages += 1
-        self._consumed_bytes += len(message)
+        self._unread_bytes -= len(message) + 4
         if not self.peer_closed:
-            if (
-                self._peer_wants
-                or self._consumed_messages - self._granted_messages >= GRANT_MESSAGES
-                or self._consumed_bytes - self._granted_bytes >= GRANT_BYTES
-            ):
+            if self._peer_wants or self._consumed_messages - self._granted_messages >= GRANT_MESSAGES:
                 self._grant_due = True
+            self._grant_bytes()
             if self._peer_wants and not self.received:
                 self._peer_wants = False
         return message
+
+    def _consumed_bytes(self) -> int:
+        """What need not be held back: messages that were read, and the message that the reader waits for."""
+        unread = self._got_bytes - self._unread_part if self.received else self._got_bytes
+        return max(self._granted_bytes, unread - self._unread_bytes)
+
+    @property
+    def _unread_part(self) -> int:
+        return len(self._prefix) if self._partial is None else len(self._partial) + 4
+
+    def _grant_bytes(self) -> None:
+        if (self._consumed_bytes() - self._granted_bytes) * GRANT_SHARE >= self.window:
+            self._grant_due = True
 
     @property
     def has_output(self) -> bool:
@@ -291,6 +343,7 @@ class Session:
         if self.peer_closed or kind == 0:
             return self._break(Fault.GARBAGE, "data after the end of data")
         pos, end = HEAD.size, len(payload)
+        self._got_bytes += end - pos
         while pos < end:
             if self._partial is not None or self._prefix or end - pos < 4:
                 pos = self._take_part(payload, pos)
@@ -302,14 +355,20 @@ class Session:
                 pos += size
             else:
                 self._begin_part(size)
+        return self._after_data(kind)
+
+    def _after_data(self, kind: int) -> Event:
         if self.fault is not None:
             return Event.BROKEN
         if kind == LAST:
-            if self._partial is not None or self._prefix:
+            if self._unread_part:
                 return self._break(Fault.GARBAGE, "data ends within a message")
             self.peer_closed = True
         if self._is_overrun():
             return self._break(Fault.GARBAGE, "more messages than there was room granted for")
+        if self._unread_part and not self.received:
+            self._grant_bytes()
+            self._grant_due = self._grant_due or self._peer_wants
         return Event.DATA
 
     def _begin_part(self, size: int) -> None:
@@ -343,17 +402,18 @@ class Session:
 
     def _push(self, message: bytes) -> None:
         self._got_messages += 1
-        self._got_bytes += len(message)
+        self._unread_bytes += len(message) + 4
         self.received.append(message)
 
     def _is_overrun(self) -> bool:
         ahead = self._got_messages - self._granted_messages
-        return ahead > WINDOW_MESSAGES or (ahead > 1 and self._got_bytes - self._granted_bytes > WINDOW_BYTES)
+        most = self._most + FRAME_BYTES  # an opening does not know the window yet
+        return ahead > WINDOW_MESSAGES or self._got_bytes - self._granted_bytes > most
 
     def _on_window(self, content: bytes, _block: bytes) -> Event:
-        if len(content) != _PAIR.size:
+        if len(content) != _GRANT.size:
             return self._break(Fault.GARBAGE, "a grant of another size")
-        messages, size = _PAIR.unpack(content)
+        messages, size, self._peer_window = _GRANT.unpack(content)
         if not self._acked_messages <= messages <= self._sent_messages or not (
             self._acked_bytes <= size <= self._sent_bytes
         ):
@@ -363,19 +423,19 @@ class Session:
         return Event.CREDIT
 
     def _on_want(self, _content: bytes, _block: bytes) -> Event:
-        if self._consumed_messages > self._granted_messages:
-            self._grant_due = True
-        self._peer_wants = bool(self.received) or self._consumed_messages == self._granted_messages
+        has_news = self._consumed_messages > self._granted_messages or self._consumed_bytes() > self._granted_bytes
+        self._grant_due = self._grant_due or has_news
+        self._peer_wants = bool(self.received) or not has_news
         return Event.NONE
 
     def _on_alive(self, _content: bytes, _block: bytes) -> Event:
         return Event.NONE
 
     def _on_accept(self, content: bytes, _block: bytes) -> Event:
-        token = content[_KEEPALIVE.size :]
+        token = content[_TERMS.size :]
         if not self._is_caller or self.token or not is_token(token):
             return self._break(Fault.GARBAGE, "an accept that is none")
-        self.keepalive_ms = _KEEPALIVE.unpack_from(content)[0]
+        self.keepalive_ms, self._peer_window = _TERMS.unpack_from(content)
         self.token = token.decode()
         return Event.ACCEPTED
 
@@ -388,8 +448,8 @@ class Session:
     def _on_end(self, content: bytes, block: bytes) -> Event:
         if not self._is_caller or len(content) != _PAIR.size:
             return self._break(Fault.GARBAGE, "an end that is none")
-        messages, size = _PAIR.unpack(content)
-        if (messages, size) != (self._got_messages, self._got_bytes) or self._partial is not None or self._prefix:
+        messages, is_unfinished = _PAIR.unpack(content)
+        if messages != self._got_messages or (self._unread_part and not is_unfinished):
             return self._break(Fault.LOST, f"{messages} messages were sent and {self._got_messages} came")
         self.peer_closed = True
         self.end_block = block

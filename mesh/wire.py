@@ -6,7 +6,7 @@
                 Mesh-Deadline      the same as Unix milliseconds, so that waiting counts
                 Idempotency-Key    of an engine step: equal for all attempts
                 Mesh-Call          what the caller calls it in questions (`mesh.liveness`)
-                Mesh-Stream        opens a session (`mesh.streams`); the caller's keepalive in ms
+                Mesh-Stream        opens a session (`mesh.streams`); the caller's keepalive in ms, and window
                 Mesh-Rest          of a session: the answer held under this name is what is wanted
                 Grpc-Metadata-<k>  user metadata
     reply     payload: the message; headers only for metadata and JSON
@@ -51,6 +51,7 @@ MAX_DETAILS = 4_096
 MAX_KEY = 512
 """Characters of an idempotency key."""
 
+_STREAM = re.compile(r"([0-9]{1,9})(?: ([0-9]{1,9}))?", re.ASCII)
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
 JSON_HEADERS = headers.encode([(CONTENT_TYPE, codec.JSON)])
 
@@ -66,7 +67,18 @@ class BadRequestError(ValueError):
 class RequestHead:
     """What the headers of a request say. Every field has a value, also where no header came."""
 
-    __slots__ = ("call_name", "deadline_ms", "is_json", "key", "metadata", "rest", "run", "stream_ms", "timeout")
+    __slots__ = (
+        "call_name",
+        "deadline_ms",
+        "is_json",
+        "key",
+        "metadata",
+        "rest",
+        "run",
+        "stream_ms",
+        "timeout",
+        "window",
+    )
 
     def __init__(self) -> None:
         self.timeout: float | None = None
@@ -75,6 +87,8 @@ class RequestHead:
         self.call_name = ""
         self.stream_ms = 0
         """The caller's keepalive in milliseconds, of a request that opens a session; else 0."""
+        self.window = 0
+        """Of a session: bytes that the answer may be ahead of its reader."""
         self.rest = ""
         self.key = ""
         self.run = -1
@@ -95,6 +109,7 @@ def encode_request(
     key: str = "",
     call_name: str = "",
     stream_ms: int = 0,
+    window: int = 0,
     rest: str = "",
     encoded_metadata: Iterable[tuple[str, str]] = (),
 ) -> bytes:
@@ -117,7 +132,7 @@ def encode_request(
     if call_name:
         pairs.append((MESH_CALL, call_name))
     if stream_ms:
-        pairs.append((MESH_STREAM, str(stream_ms)))
+        pairs.append((MESH_STREAM, f"{stream_ms} {window}"))
     if rest:
         pairs.append((MESH_REST, rest))
     pairs += encoded_metadata
@@ -221,9 +236,11 @@ def _read_call_name(head: RequestHead, value: str) -> None:
 
 
 def _read_stream(head: RequestHead, value: str) -> None:
-    if not (value.isascii() and value.isdigit() and 0 < len(value) <= 9 and int(value)):
-        raise BadRequestError(grpc.StatusCode.INVALID_ARGUMENT, f"{MESH_STREAM} {value[:40]!r} is not milliseconds")
-    head.stream_ms = int(value)
+    match = _STREAM.fullmatch(value)
+    if match is None or not int(match[1]):
+        text = f"{MESH_STREAM} {value[:40]!r} is not milliseconds and bytes"
+        raise BadRequestError(grpc.StatusCode.INVALID_ARGUMENT, text)
+    head.stream_ms, head.window = int(match[1]), int(match[2] or 0)
 
 
 def _read_rest(head: RequestHead, value: str) -> None:

@@ -356,7 +356,9 @@ class Host:
         if held is None:
             self.publish(reply, *wire.encode_failure(Code.UNAVAILABLE, "the answer is not held any more"))
             return
-        session = Session(self.new_session(), max_receive_bytes=0, frame_bytes=self.connection.max_payload)
+        session = Session(
+            self.new_session(), max_receive_bytes=0, frame_bytes=self.connection.max_payload, peer_window=head.window
+        )
         session.accept(head.stream_ms, self.token)
         session.write(held[0])
         session.end(held[1])

@@ -9,7 +9,7 @@ import grpc.aio
 from mesh import codec, metadata, wire
 from mesh.duplicates import Reply
 from mesh.server.call import ServerCall, failure
-from mesh.session import Pipe, PipeClosedError
+from mesh.session import FIRST_WINDOW_BYTES, Pipe, PipeClosedError, share
 from mesh.streams import Event, Fault, Session
 from mesh.wire import RequestHead
 
@@ -33,9 +33,15 @@ class ServerStream(ServerCall):
     def accept(self, ident: int, opening: bytes) -> bool:
         """Take the session. False where its opening is none: it is answered then."""
         host = self.endpoint.host
-        session = Session(ident, max_receive_bytes=host.max_receive_bytes, frame_bytes=host.connection.max_payload)
+        session = Session(
+            ident,
+            max_receive_bytes=host.max_receive_bytes,
+            frame_bytes=host.connection.max_payload,
+            window=share(len(host.sessions) + 1, FIRST_WINDOW_BYTES),
+            peer_window=self.head.window,
+        )
         keepalive = min(host.keepalive, self.head.stream_ms / 1000)
-        self.pipe = Pipe(host.connection, session, self._send, self._on_event, keepalive)
+        self.pipe = Pipe(host.connection, session, self._send, self._on_event, keepalive, host.sessions)
         self._is_refused = False
         session.accept(round(keepalive * 1000), host.token)
         host.sessions[ident] = self.pipe

@@ -17,9 +17,9 @@ SIZES = (0, 1, 3, 4, 5, 100, 1000, 65_530, 65_536, 200_000, WINDOW_BYTES, 3_000_
 class Pair:
     """A caller and an instance; frames travel when the test says so."""
 
-    def __init__(self, frame_bytes: int = streams.FRAME_BYTES, limit: int = LIMIT, ident: int = 7) -> None:
-        self.caller = Session(max_receive_bytes=limit, frame_bytes=frame_bytes)
-        self.instance = Session(ident, max_receive_bytes=limit, frame_bytes=frame_bytes)
+    def __init__(self, frame_bytes: int = streams.FRAME_BYTES, limit: int = LIMIT, window: int = WINDOW_BYTES) -> None:
+        self.caller = Session(max_receive_bytes=limit, frame_bytes=frame_bytes, window=window)
+        self.instance = Session(7, max_receive_bytes=limit, frame_bytes=frame_bytes, window=window, peer_window=window)
         self.to_caller: deque[Frame] = deque()
         self.to_instance: deque[Frame] = deque()
 
@@ -75,7 +75,7 @@ def test_messages_of_any_size_arrive_whole_in_order(frame_bytes: int) -> None:
 def test_random_talk_arrives_exactly_and_never_stalls(seed: int) -> None:
     """Both sides write as far as they may and read when they like; nobody is ever further ahead than the window."""
     dice = random.Random(seed)
-    pair = Pair(dice.choice([100, 5000, 65_536])).accept()
+    pair = Pair(dice.choice([100, 5000, 65_536]), window=dice.choice([16_384, 65_536, WINDOW_BYTES])).accept()
     ends = {"caller": pair.caller, "instance": pair.instance}
     plans = {name: deque(message(n, dice.choice(SIZES[:9])) for n in range(300)) for name in ends}
     sent: dict[str, list[bytes]] = {"caller": [], "instance": []}
@@ -84,8 +84,12 @@ def test_random_talk_arrives_exactly_and_never_stalls(seed: int) -> None:
     for _ in range(100_000):
         name = dice.choice(["caller", "instance"])
         session, plan = ends[name], plans[name]
+        if dice.random() < 0.1:
+            session.window = dice.choice([16_384, 65_536, WINDOW_BYTES])
         if dice.random() < 0.6 and plan:
-            if session.can_write(len(plan[0])):
+            if session.is_stuck:
+                session.want()
+            elif session.can_write(len(plan[0])):
                 session.write(plan[0])
                 sent[name].append(plan.popleft())
             else:
@@ -98,6 +102,8 @@ def test_random_talk_arrives_exactly_and_never_stalls(seed: int) -> None:
             assert not pair.carry() & Event.BROKEN
         if not any(plans.values()) and len(got["caller"]) == len(got["instance"]) == 300:
             break
+    else:
+        pytest.fail("it stalled")
     assert sent["caller"] == got["instance"]
     assert sent["instance"] == got["caller"]
     pair.instance.end(b"status")
@@ -126,6 +132,29 @@ def test_a_writer_is_a_window_ahead_and_no_more() -> None:
     pair.caller.want()
     pair.carry()
     assert pair.caller.can_write(3 * WINDOW_BYTES), "one message is always allowed"
+
+
+@pytest.mark.parametrize("window", [16_384, 65_536, WINDOW_BYTES])
+def test_a_message_larger_than_the_window_leaves_as_its_reader_takes_it(window: int) -> None:
+    pair = Pair(window=window).accept()
+    large = message(3, 3_000_000)
+    pair.caller.write(large)
+    pair.caller.half_close()
+    pair.collect()
+    assert sum(len(payload) - HEAD.size for payload, _ in pair.to_instance) == window
+    pair.carry()
+    assert (pair.instance.read(), pair.instance.peer_closed) == (large, True)
+
+
+def test_an_end_within_a_message_gives_its_status_and_not_the_message() -> None:
+    pair = Pair(window=16_384).accept()
+    pair.instance.write(b"whole")
+    pair.carry()
+    pair.caller.read()
+    pair.instance.write(message(1, 100_000))
+    pair.instance.end(b"status")
+    assert pair.carry() & Event.ENDED
+    assert (list(pair.caller.received), pair.caller.end_block, pair.caller.fault) == ([], b"status", None)
 
 
 def test_grants_are_few() -> None:
@@ -217,7 +246,7 @@ def test_garbage_breaks_a_session(payload: bytes, fault: Fault) -> None:
 @pytest.mark.parametrize("token", [b"", b"a.b", b"a b", b"*", b">", b"x" * 65, "ü".encode(), b"a\r\n"])
 def test_a_token_that_is_no_token_is_not_taken_into_a_subject(token: bytes) -> None:
     caller = Session(max_receive_bytes=1000)
-    frame = HEAD.pack(streams.ACCEPT, 7, 0) + (1000).to_bytes(4, "big") + token
+    frame = HEAD.pack(streams.ACCEPT, 7, 0) + (1000).to_bytes(4, "big") * 2 + token
     assert caller.receive(frame) == Event.BROKEN
     assert caller.token == ""
 
@@ -256,6 +285,6 @@ def test_the_order_of_metadata_messages_and_end_is_kept() -> None:
 
 def test_an_end_that_counts_more_than_came_is_a_loss() -> None:
     pair = Pair().accept()
-    end = HEAD.pack(streams.END, 7, 1) + (1).to_bytes(8, "big") + (5).to_bytes(8, "big")
+    end = HEAD.pack(streams.END, 7, 1) + (1).to_bytes(8, "big") + bytes(8)
     assert pair.caller.receive(end) == Event.BROKEN
     assert pair.caller.fault is Fault.LOST
