@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 
@@ -292,6 +292,14 @@ class StreamCall:
             self.cancel()
             raise
 
+    def refuse(self, what: str) -> NoReturn:
+        """Raise INTERNAL: its instance sent what the method does not have, whatever status it gave or will give."""
+        self._tell_cancelled()
+        self._done = False
+        self.fail(Code.INTERNAL, f"{self.target.path} ended with {what}")
+        self.raise_for_status()
+        raise AssertionError
+
     def put(self, data: bytes) -> None:
         """The only message, before the call is started: written, and our half closed."""
         limit = self._caller.max_send_bytes
@@ -351,6 +359,12 @@ class StreamCall:
         self.session.received.clear()
         self.fail(Code.CANCELLED, details)
         return True
+
+    def abandon(self) -> None:
+        """Its user has dropped it: cancel it soon. From any thread, since a collector of garbage runs in any."""
+        if not self._done:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and so is everything on it
+                self._caller.loop.call_soon_threadsafe(self.cancel)
 
     def _tell_cancelled(self) -> None:
         if not self._token:
@@ -415,7 +429,5 @@ async def ask_once(call: StreamCall) -> Any:
     """The one response of a started call. Raises as `StreamCall.read`, INTERNAL where none or more than one came."""
     response = await call.read()
     if response is None or await call.read() is not None:
-        many = "no response" if response is None else "more than one response"
-        call.cancel()
-        raise RpcError(Code.INTERNAL, f"{call.target.path} ended with {many}")
+        call.refuse("no response" if response is None else "more than one response")
     return response

@@ -580,3 +580,22 @@ async def test_interleaved_outputs_of_many_streams_stay_apart(m: mesh.Mesh, call
 
         found = await asyncio.gather(*(read(n) for n in range(50)))
         assert found == [list(range(n, n + 20)) for n in range(50)]
+
+
+async def test_one_response_is_neither_none_nor_two(m: mesh.Mesh, caller: mesh.Mesh) -> None:
+    """U15, for a method whose service has a stream where the caller's stub has one response."""
+
+    async def many(requests: Any, _context: Any) -> AsyncIterator[bytes]:
+        async for request in requests:
+            for _ in range(int(request)):
+                yield b"x"
+
+    async with serving(m, {"Many": grpc.stream_stream_rpc_method_handler(many)}):
+        method = caller.channel.stream_unary(f"/{SERVICE}/Many")
+        assert await method(iter([b"1"])) == b"x"
+        for number, said in ((b"0", "no response"), (b"2", "more than one response")):
+            call = method(iter([number]))
+            error = await failure(call)
+            assert (error.code(), said in (error.details() or "")) == (Code.INTERNAL, True)
+            assert await call.code() is Code.INTERNAL
+        assert not caller._caller.streams

@@ -37,8 +37,7 @@ class _StreamingCall:
         self._stream = stream
 
     def __del__(self) -> None:
-        if not self._stream.is_done:
-            self._stream.cancel()
+        self._stream.abandon()
 
     def cancel(self) -> bool:
         """End the call CANCELLED. False if it had ended."""
