@@ -599,3 +599,43 @@ async def test_one_response_is_neither_none_nor_two(m: mesh.Mesh, caller: mesh.M
             assert (error.code(), said in (error.details() or "")) == (Code.INTERNAL, True)
             assert await call.code() is Code.INTERNAL
         assert not caller._caller.streams
+
+
+async def test_rolling_restarts_fail_no_stream_and_no_large_call(url: str, caller: mesh.Mesh) -> None:
+    """W1: one of two instances at a time is replaced, five times, under callers that never pause."""
+    ended = asyncio.Event()
+    done = 0
+
+    async def talk() -> None:
+        nonlocal done
+        unary: Any = caller.channel.unary_unary(f"/{SERVICE}/Unary")
+        while not ended.is_set():
+            call = echo(caller)
+            for n in range(5):
+                await call.write(b"%d" % n)
+                assert await call.read() == b"%d" % n
+            await call.done_writing()
+            assert await call.read() is grpc.aio.EOF
+            assert len(await unary(bytes(1_200_000))) == 1_200_000
+            done += 1
+
+    async with contextlib.AsyncExitStack() as stack:
+        connections = [await stack.enter_async_context(mesh.connect(url)) for _ in range(2)]
+
+        async def start(m: mesh.Mesh) -> mesh.Server:
+            server = mesh.Server(m)
+            server.add_registered_method_handlers(SERVICE, Handlers().methods())
+            await server.start()
+            return server
+
+        servers = [await start(m) for m in connections]
+        talking = [asyncio.create_task(talk()) for _ in range(10)]
+        for n in range(5):
+            await asyncio.sleep(0.1)
+            await servers[n % 2].stop(5)
+            servers[n % 2] = await start(connections[n % 2])
+        ended.set()
+        await asyncio.gather(*talking)
+        for server in servers:
+            await server.stop(1)
+    assert done >= 10
