@@ -161,6 +161,7 @@ class Effects:
             self._host.connection.publish(call.subject, call.request, reply=self.slot(flight), headers=headers)
         except NotConnectedError:  # the reconnect contests this run, and it is sent then
             return
+        self._host.watch.sent(call.subject)
         self.fillable.add(step.number)
         flight.sent(self._time(), call.timeout, self._attempt_timed_out)
 

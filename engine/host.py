@@ -17,6 +17,7 @@ from mesh.connection import Connection
 
 if TYPE_CHECKING:
     from engine.run import Run
+    from engine.watch import CallWatch
 
 
 class Host(Protocol):
@@ -28,6 +29,7 @@ class Host(Protocol):
     keepalive: Keepalive
     clock: ServerClock
     absences: Absences
+    watch: "CallWatch"
     owner: str
     suspend_after: float
     max_attempts: int

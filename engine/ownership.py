@@ -15,8 +15,9 @@ from engine import journal
 from engine.clock import NANOS
 from engine.errors import PayloadTooLargeError
 from engine.flight import Flight
+from engine.history import recorded_steps
 from engine.host import Final
-from engine.model import Kind, Status, Step
+from engine.model import Entry, Kind, Status, Step
 from engine.records import Record, Wait, fit_record, input_digest, record_headers
 from engine.replay import Outcome, describe_exception
 from engine.run import SUSPENDED_KINDS, Run
@@ -233,9 +234,9 @@ async def hand_over(run: Run) -> None:
 class Ending:
     """Writes final records. `ended(run, record)` is told when one is stored and its command acknowledged."""
 
-    def __init__(self, run: Run, outcome: Outcome) -> None:
+    def __init__(self, run: Run, outcome: Outcome, entries: list[Entry] | None = None) -> None:
         self._run = run
-        self._record = final_record(run, outcome)
+        self._record = final_record(run, outcome, entries)
 
     def begin(self) -> None:
         """Write it; the acknowledgement ends the run."""
@@ -295,8 +296,18 @@ def status_of(outcome: Outcome) -> Status:
     return Status.COMPLETED if outcome.failure is None else Status.FAILED
 
 
-def final_record(run: Run, outcome: Outcome) -> Record:
-    """The last word about a run, with its journal."""
+async def end_mismatched(run: Run, outcome: Outcome) -> None:
+    """End a run whose code no longer fits its journal: the record tells what is recorded, so that it can be mended."""
+    async with run.operation():
+        if run.dropped or run.final is not None:
+            return
+        read = await run.host.store.read_journal(run.shard, [run.slots], run.known_seq)
+        if not run.dropped:
+            Ending(run, outcome, read.entries).begin()
+
+
+def final_record(run: Run, outcome: Outcome, entries: list[Entry] | None = None) -> Record:
+    """The last word about a run, with its journal: its steps, or what `entries` tell where the two do not fit."""
     steps = run.replay.steps if run.replay is not None else []
     record = new_record(run, status_of(outcome))
     record.completed_ns = record.updated_ns
@@ -305,13 +316,13 @@ def final_record(run: Run, outcome: Outcome) -> Record:
     record.waiting_on = ()
     record.owner = ""
     record.end_seq = run.replay.fed_sequence if run.replay is not None else 0
-    record.journal = journal.journal_entries(steps)
+    record.journal = journal.journal_entries(steps) if entries is None else recorded_steps(steps, entries)
     try:
         return fit_record(record, run.host.connection.max_payload - HEADER_ROOM)
     except PayloadTooLargeError as error:
         if outcome.failure is not None:
             raise
-        return final_record(run, Outcome(failure=describe_exception(error)))
+        return final_record(run, Outcome(failure=describe_exception(error)), entries)
 
 
 def rfc3339_nanos(ns: int) -> str:

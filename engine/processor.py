@@ -155,7 +155,9 @@ class Processor:
         self.connection.on_state(self._on_state)
         for name in self.workflows:
             self._presence.append(self.connection.subscribe(self.names.here(name), self._present, queue="q"))
-            self._pullers.append(Puller(self.connection, self.names.commands, name, self._on_command, self._room))
+            self._pullers.append(
+                Puller(self.connection, self.names.commands, name, self._on_command, self._room, min(ack_waits))
+            )
             self._presence.append(self.connection.subscribe(self.names.controls_for(name), self._on_control))
         self._pull_for_settlers()
         await self._sample_clock()
@@ -361,7 +363,10 @@ class Processor:
 
     def finish(self, run: Run, outcome: Outcome) -> None:
         """Write the final record of a run whose code has ended."""
-        ownership.Ending(run, outcome).begin()
+        if run.replay is not None and run.replay.mismatched:
+            self.spawn(ownership.end_mismatched(run, outcome), run)
+        else:
+            ownership.Ending(run, outcome).begin()
 
     def settle(self, run: Run) -> None:
         """Find out what became of a final record that is not acknowledged."""
@@ -406,14 +411,16 @@ class Processor:
 
     def _lapsed(self, why: str) -> None:
         self._lapses = self.keepalive.lapses
-        if self.runs:
-            logger.warning("%s: %d runs are claimed again before they go on", why, len(self.runs))
-        for run in list(self.runs.values()):
-            self._contest(run)
+        contested = sum(map(self._contest, list(self.runs.values())))
+        if contested:
+            logger.warning("%s: %d runs are claimed again before they go on", why, contested)
 
-    def _contest(self, run: Run) -> None:
-        if run.contest():
-            self.spawn(self._reclaim(run), run)
+    def _contest(self, run: Run) -> bool:
+        """Have a run claimed again; whether that was not under way already."""
+        if not run.contest():
+            return False
+        self.spawn(self._reclaim(run), run)
+        return True
 
     async def _reclaim(self, run: Run) -> None:
         if run.invocation is None:  # not taken up yet: its gate begins again

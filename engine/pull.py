@@ -18,6 +18,7 @@ from mesh.errors import NotConnectedError
 logger = logging.getLogger("engine.pull")
 
 EXPIRES = 30.0
+MIN_EXPIRES = 2.0
 HEARTBEAT = 5.0
 """Seconds between signs of life on an idle pull; two missed ones and it is made again."""
 RETRY = 1.0
@@ -60,6 +61,7 @@ class Puller:
         consumer: str,
         deliver: Callable[[Delivery], None],
         room: Callable[[], int],
+        ack_wait: float = EXPIRES,
     ) -> None:
         self._connection = connection
         self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
@@ -68,6 +70,9 @@ class Puller:
         self._room = room
         self._sid = 0
         self._inbox = ""
+        # A process that is stopped, not dead, is given messages until its pull expires.
+        self._expires = min(EXPIRES, max(ack_wait, MIN_EXPIRES))
+        self._heartbeat = min(HEARTBEAT, self._expires * 0.4)
         self._outstanding = 0
         self._heard = 0.0
         self._retry_at = 0.0
@@ -105,7 +110,7 @@ class Puller:
         if not self._sid:
             self._listen()
         batch = room - self._outstanding
-        body = b'{"batch":%d,"expires":%d,"idle_heartbeat":%d}' % (batch, EXPIRES * 1e9, HEARTBEAT * 1e9)
+        body = b'{"batch":%d,"expires":%d,"idle_heartbeat":%d}' % (batch, self._expires * 1e9, self._heartbeat * 1e9)
         try:
             self._connection.publish(self._subject, body, reply=self._inbox)
         except NotConnectedError:

@@ -71,7 +71,7 @@ class Replay:
         self.outcome: Outcome | None = None
         self.state = State()
         self.is_replaying = False
-        self._mismatched = False
+        self.mismatched = False
         self._random: Random | None = None
         self.fed_sequence = 0
         self.mailbox = Mailbox()
@@ -103,7 +103,9 @@ class Replay:
         if not self.workflow.takes_input:
             return ()
         if not invocation.input_type and not invocation.input:
-            return (None,) if self.workflow.input_required else ()
+            if not self.workflow.input_required:
+                return ()
+            invocation = replace(invocation, input=b"null", input_type=values.JSON)  # a hint may admit None
         target = self.workflow.input_type
         return (values.decode(invocation.input, invocation.input_type, target, "the workflow's input"),)
 
@@ -203,9 +205,9 @@ class Replay:
 
     def _mismatch(self, entry: Entry, step: Step | None) -> None:
         """Stop: the code does not ask for what is recorded. The first mismatch is the one to tell of."""
-        if self._mismatched:
+        if self.mismatched:
             return
-        self._mismatched = True
+        self.mismatched = True
         recorded = f"{entry.kind} {names.decode_name(entry.name)}".rstrip(" -")
         if step is not None:
             attempted = step.operation

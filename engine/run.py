@@ -77,6 +77,7 @@ class Run:
         self._sid = host.connection.subscribe(host.names.slot_copies(self.id, self.incarnation), self._on_slot)
         self.final: Final | None = None
         self.reclaiming = False
+        self.ending = False
         self._operating = False
         self._lock: asyncio.Lock | None = None
         self._reading: Reading | None = None
@@ -98,7 +99,7 @@ class Run:
     @property
     def held(self) -> bool:
         """Whether nothing may be fed or done: not taken up yet, contested, being recorded, or ended."""
-        return self._operating or self.reclaiming or self.final is not None or self.invocation is None
+        return self._operating or self.reclaiming or self.ending or self.invocation is None
 
     @property
     def is_still(self) -> bool:
@@ -436,6 +437,9 @@ class Run:
 
     def finish(self, outcome: Outcome) -> None:
         """The code has ended: everything under way is dropped, the final record written."""
+        if self.ending:
+            return
+        self.ending = True
         self.effects.cancel()
         self.host.finish(self, outcome)
 

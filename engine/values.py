@@ -228,7 +228,8 @@ def from_text(text: str) -> Payload:
     try:
         json.loads(text)
     except ValueError as error:
-        raise DecodeError("text", "JSON", str(error)) from error
+        hint = f"{error}; a text stands in quotes, as '\"{text}\"'" if text[:1].isalpha() else str(error)
+        raise DecodeError("text", "JSON", hint) from error
     return Payload(text.encode(), JSON)
 
 

@@ -5,6 +5,7 @@ closed and made again, long before its own time-out. Other services are bound by
 questions.
 """
 
+import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -51,7 +52,21 @@ class CallWatch:
         self._connection = connection
         self._liveness = Liveness(connection, keepalive, self._learn)
         self._peers: dict[str, Peer] = {}
+        self._met: set[str] = set()
         self._next = 0.0
+
+    def sent(self, subject: str) -> None:
+        """A call goes out: whoever serves it is asked what it is now, since it may die before it is needed to know."""
+        if subject not in self._met:
+            self._met.add(subject)
+            peer = self._peer(subject)
+            if not peer.asked:
+                peer.asked = time.monotonic()
+                self._learn(peer)
+
+    def _peer(self, subject: str) -> Peer:
+        service_at = subject.rpartition(".")[0]
+        return self._peers.setdefault(service_at, Peer(service_at))
 
     def tick(self, now: float, runs: Iterable["Run"]) -> None:
         """Look, if it is time."""
@@ -76,9 +91,7 @@ class CallWatch:
         if watched is None or watched.started != flight.sent_at:
             call = flight.step.call
             assert call is not None
-            service_at = call.subject.rpartition(".")[0]
-            peer = self._peers.setdefault(service_at, Peer(service_at))
-            watched = flight.watched = WatchedCall(run, flight, peer, call.subject)
+            watched = flight.watched = WatchedCall(run, flight, self._peer(call.subject), call.subject)
         return watched
 
     def _learn(self, peer: Peer) -> None:

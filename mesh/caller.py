@@ -128,7 +128,12 @@ class Caller:
         service, method = subjects.split_method(path)
         service_at = subjects.service_subject(service, self.prefix, cluster)
         subject = subjects.method_subject(service, method, self.prefix, cluster)
-        return Target(f"{service}/{method}", method, subject, self._peers.setdefault(service_at, Peer(service_at)))
+        peer = self._peers.get(service_at)
+        if peer is None:
+            # Asked what it is with the first call: an instance may die before a call has lasted.
+            peer = self._peers[service_at] = Peer(service_at, asked=time.monotonic())
+            self._learn(peer)
+        return Target(f"{service}/{method}", method, subject, peer)
 
     def new_name(self) -> str:
         """A name for a call that needs one: nobody can guess it."""

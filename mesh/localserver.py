@@ -233,7 +233,10 @@ class LocalServer:
 
     def pause(self) -> None:
         """SIGSTOP: connections stay open and nothing answers, until `resume`."""
-        self._started().send_signal(signal.SIGSTOP)
+        process = self._started()
+        process.send_signal(signal.SIGSTOP)
+        if hasattr(os, "waitid"):  # return when every thread has stopped, not only been told to
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
 
     def resume(self) -> None:
         """SIGCONT."""

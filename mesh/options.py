@@ -86,6 +86,8 @@ class ConnectOptions:
     """Seconds to keep trying for the first connection; None for ever."""
 
     def __post_init__(self) -> None:
+        if not self.servers:
+            raise ConfigError(f"no server in {self.url!r}: expected a URL as nats://127.0.0.1:4222", key="url")
         for server in self.servers:
             _check_url(server)
         _check_inbox_prefix(self.inbox_prefix)

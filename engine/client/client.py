@@ -9,7 +9,7 @@ from typing import Any, TypeVar, overload
 import mesh
 from engine import values
 from engine.assets import Assets
-from engine.client.description import Description, completed_by, lacks_something, of_queued, of_record, steps_of
+from engine.client.description import Description, completed_by, lacks_something, of_queued, of_record
 from engine.client.handle import Handle
 from engine.client.lookup import Lookup
 from engine.client.requests import Requests
@@ -18,6 +18,7 @@ from engine.client.waiting import Waiting
 from engine.controls import rejection_headers
 from engine.definition import Workflow
 from engine.errors import UnavailableError, WorkflowCancelledError, WorkflowFailedError
+from engine.history import steps_of
 from engine.journal import TYPE_HEADER
 from engine.model import Ask, Duration, Status, seconds
 from engine.names import check_key, check_token, new_invocation_id

@@ -44,4 +44,6 @@ async def test_another_operation_in_the_second_pass_stops_the_run_with_both_name
         assert len(known.requests) == requests, "a recorded step ran again"
         seen = await agreement(client, stage.raw, handle.id)
         assert (seen.status, seen.error_type) == ("failed", "NonDeterminismError")
+        told = (await handle.describe()).journal[0]
+        assert f"{told.kind} {told.name}".startswith(recorded), "the journal tells what is recorded"
         assert await stage.raw.subjects("TIMERS") == {}, "a timer of the new branch was set"
