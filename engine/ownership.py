@@ -32,6 +32,8 @@ FINAL_TIMEOUT = 5.0
 """Seconds after which the outcome of a final write is asked for."""
 HEADER_ROOM = 1_024
 """Bytes of `max_payload` that a record leaves for its headers."""
+SCHEDULE_AGAIN = 5.0
+"""Seconds until a run whose timers could not be stored tries to leave memory again."""
 SCHEDULES_AT_ONCE = 256
 """Timers of one run that are stored side by side when it is suspended."""
 MAX_WAITS = 100
@@ -194,6 +196,7 @@ async def _schedule(run: Run, steps: list[Step]) -> bool:
         for ack in acks:
             if ack.error is not None:
                 logger.error("run %s: its timer cannot be stored: %s", run.id, ack.error.description)
+                run.idle_since = asyncio.get_running_loop().time() + SCHEDULE_AGAIN
                 return False
     return True
 
