@@ -82,7 +82,7 @@ async def test_a_second_one_on_the_same_data_is_refused(tmp_path: Path) -> None:
 
 
 async def test_it_ends_when_its_server_does(tmp_path: Path) -> None:
-    process = start(tmp_path, "", "nats", "--port", str(free_port()))
+    process = start(tmp_path, "", "nats", "--port", str(free_port()), "--monitor-port", str(free_port()))
     try:
         await process.ready()
         import os
@@ -95,7 +95,9 @@ async def test_it_ends_when_its_server_does(tmp_path: Path) -> None:
 
 
 async def test_relaxed_sync_says_what_it_costs(tmp_path: Path) -> None:
-    process = start(tmp_path, "", "nats", "--port", str(free_port()), "--relaxed-sync")
+    process = start(
+        tmp_path, "", "nats", "--port", str(free_port()), "--monitor-port", str(free_port()), "--relaxed-sync"
+    )
     try:
         await process.ready()
         await until(lambda: "a power cut" in process.stderr, what="the warning")
@@ -105,7 +107,9 @@ async def test_relaxed_sync_says_what_it_costs(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 async def test_a_cluster_of_three(tmp_path: Path) -> None:
-    process = start(tmp_path, "", "nats", "--port", str(free_port()), "--cluster", "3")
+    process = start(
+        tmp_path, "", "nats", "--port", str(free_port()), "--monitor-port", str(free_port()), "--cluster", "3"
+    )
     try:
         line = await process.line("ready")
         assert line.split()[1].count("nats://") == 3
